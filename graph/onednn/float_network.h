@@ -1,0 +1,49 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "graph/network/description.h"
+#include "graph/network/float_parameters.h"
+#include "graph/onednn/precision.h"
+
+namespace nibble {
+
+/// What one layer took in FloatNetwork::profile.
+struct LayerTime {
+  std::string name;             ///< "normalize", a convolution's name, "pool and linear"
+  double seconds;               ///< all images of the call, fastest of the repetitions
+  double multiply_accumulates;  ///< all images of the call, valid taps only; 0 for element-wise work
+};
+
+/// A float network that classifies: batch normalization folded into weights and biases, ReLU and the residual
+/// sum inside the convolutions. Weights are reordered once, nothing is allocated in run(). Not thread-safe;
+/// call from the thread that made it.
+class FloatNetwork {
+ public:
+  /// `max_batch`: the largest `count` that run() will be given. More images than fit the caches are cut into
+  /// sub-batches inside. Throws InputError when the CPU lacks `precision`.
+  FloatNetwork(const NetworkDescription& network, const FloatParameters& parameters, int max_batch,
+               Precision precision = Precision::fp32);
+  FloatNetwork(FloatNetwork&&) noexcept;
+  FloatNetwork& operator=(FloatNetwork&&) noexcept;
+  ~FloatNetwork();
+
+  /// `pixels_nhwc`: [count][32][32][3]; `logits`: [count][classes]; 1 <= count <= max_batch.
+  void run(std::span<const std::uint8_t> pixels_nhwc, int count, std::span<float> logits);
+
+  /// run() `repetitions` times with a clock around each layer.
+  std::vector<LayerTime> profile(std::span<const std::uint8_t> pixels_nhwc, int count, int repetitions = 5);
+
+  /// oneDNN's name of the implementation of each convolution, for the footer of reports.
+  std::vector<std::string> implementations() const;
+
+ private:
+  struct Implementation;
+  std::unique_ptr<Implementation> implementation_;
+};
+
+}  // namespace nibble
