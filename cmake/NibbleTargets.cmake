@@ -21,10 +21,10 @@ function(nibble_room target)
   target_link_libraries(${target} PUBLIC ${ROOM_NEEDS} PRIVATE nibble_settings)
 endfunction()
 
-# nibble_program(<name> SOURCES ... NEEDS ...): an installed program.
+# nibble_program(<name> SOURCES ... NEEDS ...): an installed program; "nibble_version.h" is at hand.
 function(nibble_program name)
   cmake_parse_arguments(PROGRAM "" "" "SOURCES;NEEDS" ${ARGN})
   add_executable(${name} ${PROGRAM_SOURCES})
-  target_link_libraries(${name} PRIVATE ${PROGRAM_NEEDS} nibble_settings)
+  target_link_libraries(${name} PRIVATE ${PROGRAM_NEEDS} nibble_settings nibble_version)
   install(TARGETS ${name} RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 endfunction()
