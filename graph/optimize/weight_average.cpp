@@ -1,38 +1,24 @@
 #include "graph/optimize/weight_average.h"
 
 #include <algorithm>
-#include <utility>
+#include <string>
 
 #include "graph/network/error.h"
 
 namespace nibble {
 
-WeightAverage::WeightAverage(double decay, std::vector<std::span<const float>> tensors)
-    : decay_(decay), tensors_(std::move(tensors)) {
-  for (const std::span<const float> tensor : tensors_) {
-    average_.insert(average_.end(), tensor.begin(), tensor.end());
-  }
-}
+WeightAverage::WeightAverage(double decay, std::span<const float> weights)
+    : decay_(decay), average_(weights.begin(), weights.end()) {}
 
-void WeightAverage::update() {
+void WeightAverage::update(std::span<const float> weights) {
+  if (weights.size() != average_.size()) {
+    throw InputError("weight average: " + std::to_string(weights.size()) + " weights, expected " +
+                     std::to_string(average_.size()));
+  }
   const double updates = static_cast<double>(updates_);
   const float keep = static_cast<float>(1 - std::min(decay_, (1 + updates) / (10 + updates)));
-  float* average = average_.data();
-  for (const std::span<const float> tensor : tensors_) {
-    for (std::size_t i = 0; i < tensor.size(); ++i) average[i] += keep * (tensor[i] - average[i]);
-    average += tensor.size();
-  }
+  for (std::size_t i = 0; i < average_.size(); ++i) average_[i] += keep * (weights[i] - average_[i]);
   ++updates_;
-}
-
-void WeightAverage::copy_to(std::span<const std::span<float>> tensors) const {
-  if (tensors.size() != tensors_.size()) throw InputError("weight average: another number of tensors");
-  std::size_t offset = 0;
-  for (std::size_t t = 0; t < tensors.size(); ++t) {
-    if (tensors[t].size() != tensors_[t].size()) throw InputError("weight average: a tensor of another size");
-    std::copy_n(average_.data() + offset, tensors[t].size(), tensors[t].data());
-    offset += tensors[t].size();
-  }
 }
 
 void WeightAverage::store(TensorFile& file) const {

@@ -2,7 +2,6 @@
 
 #include <cstdint>
 #include <span>
-#include <string>
 #include <vector>
 
 #include "graph/network/tensor_file.h"
@@ -13,15 +12,14 @@ namespace nibble {
 /// d = min(decay, (1 + updates) / (10 + updates)), so that the first steps are soon forgotten.
 class WeightAverage {
  public:
-  /// `tensors` stay where they are; their values now are the average's start.
-  WeightAverage(double decay, std::vector<std::span<const float>> tensors);
+  /// The average starts as `weights`.
+  WeightAverage(double decay, std::span<const float> weights);
 
-  void update();
+  /// `weights` has the size of the constructor's; throws InputError otherwise.
+  void update(std::span<const float> weights);
 
+  std::span<const float> values() const { return average_; }
   std::int64_t updates() const { return updates_; }
-
-  /// Writes the averages to `tensors`, which have the sizes of the constructor's.
-  void copy_to(std::span<const std::span<float>> tensors) const;
 
   /// Tensors "optimizer.average" (F32, all elements in order) and "optimizer.average_updates" (I64, [1]).
   void store(TensorFile& file) const;
@@ -30,7 +28,6 @@ class WeightAverage {
 
  private:
   double decay_;
-  std::vector<std::span<const float>> tensors_;
   std::vector<float> average_;
   std::int64_t updates_ = 0;
 };
