@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "graph/data/random.h"
 #include "graph/network/error.h"
 #include "graph/network/float_parameters.h"
 
@@ -13,32 +14,6 @@ namespace {
 constexpr int kSize = 32;
 constexpr int kChannels = 3;
 constexpr int kRow = kSize * kChannels;
-
-/// SplitMix64 (Steele, Lea and Flood 2014): every output is a good hash of the state, so a stream may begin
-/// at any state that is a hash of what it belongs to.
-class Random {
- public:
-  Random(std::uint64_t seed, std::uint64_t epoch, std::uint64_t index) : state_(seed) {
-    state_ = next() ^ epoch;
-    state_ = next() ^ index;
-  }
-
-  /// 0 .. bound-1; the bias of a 32-bit multiplication-shift is below 2^-25 for the bounds here.
-  int below(int bound) {
-    return static_cast<int>(((next() >> 32) * static_cast<std::uint64_t>(bound)) >> 32);
-  }
-
- private:
-  std::uint64_t next() {
-    state_ += 0x9e3779b97f4a7c15U;
-    std::uint64_t z = state_;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9U;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebU;
-    return z ^ (z >> 31);
-  }
-
-  std::uint64_t state_;
-};
 
 void copy_row(const std::uint8_t* from, std::uint8_t* to, int pixels, bool mirrored) {
   if (!mirrored) {
@@ -53,19 +28,22 @@ void copy_row(const std::uint8_t* from, std::uint8_t* to, int pixels, bool mirro
 
 }  // namespace
 
-void augment(const Augmentation& augmentation, std::uint64_t seed, int epoch, std::int64_t index,
-             std::span<const std::uint8_t> image, std::span<std::uint8_t> result) {
+void augment(const AugmentationConfiguration& augmentation, std::uint64_t seed, std::uint64_t epoch,
+             std::uint32_t index, std::span<const std::uint8_t> image, std::span<std::uint8_t> result) {
   if (image.size() != kSize * kRow || result.size() != kSize * kRow) {
     throw InputError("augmentation: an image must have 32 x 32 x 3 bytes");
   }
-  Random random(seed, static_cast<std::uint64_t>(epoch), static_cast<std::uint64_t>(index));
+  SplitMix64 random(mix_seed(seed, epoch, index));
+  const auto below = [&](int bound) {
+    return static_cast<int>(random.below(static_cast<std::uint32_t>(bound)));
+  };
   // All draws are made whatever is switched on, so that one setting does not change what another one does.
-  const bool mirrored = random.below(2) == 1 && augmentation.flip;
+  const bool mirrored = below(2) == 1 && augmentation.flip;
   const int padding = augmentation.crop_padding;
-  const int dx = random.below(2 * padding + 1) - padding;  // source column = column + dx
-  const int dy = random.below(2 * padding + 1) - padding;
-  const int hole_x = random.below(kSize);
-  const int hole_y = random.below(kSize);
+  const int dx = below(2 * padding + 1) - padding;  // source column = column + dx
+  const int dy = below(2 * padding + 1) - padding;
+  const int hole_x = below(kSize);
+  const int hole_y = below(kSize);
 
   const int first = std::max(0, -dx);
   const int count = kSize - std::abs(dx);

@@ -1,0 +1,60 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "cfg/configuration.h"
+#include "graph/network/checkpoint_path.h"
+#include "graph/network/tensor_file.h"
+
+namespace nibble {
+
+/// Where a training stands; stored in the metadata of P.
+struct TrainingPosition {
+  int epoch = 0;          ///< epochs done
+  std::int64_t step = 0;  ///< steps done in the next epoch
+  double epoch_loss = 0;  ///< of this epoch's steps so far: sum over the images
+  std::int64_t epoch_correct = 0;
+  std::int64_t epoch_images = 0;
+  double epoch_seconds = 0;
+  int best_correct = -1;  ///< of P.best
+  int best_epoch = 0;
+  bool finished = false;
+};
+
+/// Writes "epoch", "step", ..., "finished", "seed", "validation" and "configuration" (JSON).
+void store_position(const TrainingPosition& position, const Configuration& configuration, TensorFile& file);
+
+/// The reverse. Throws InputError when the file is not a training's checkpoint.
+TrainingPosition stored_position(const TensorFile& file);
+Configuration stored_configuration(const TensorFile& file);
+
+/// Keys whose values decide what is learned and that differ: those of paths, loader threads, the test loader
+/// and the like are left out.
+std::vector<std::string> differing_training_keys(const Configuration& a, const Configuration& b);
+
+/// Holds P.lock (flock) as long as it lives, so that two trainings do not write one checkpoint.
+class CheckpointLock {
+ public:
+  /// Makes missing folders. Throws InputError when another process has the lock or the folder cannot be
+  /// written.
+  explicit CheckpointLock(const CheckpointPaths& paths);
+  ~CheckpointLock();
+  CheckpointLock(const CheckpointLock&) = delete;
+  CheckpointLock& operator=(const CheckpointLock&) = delete;
+
+ private:
+  std::filesystem::path path_;
+  int descriptor_ = -1;
+};
+
+/// Throws RunError unless the folder of P has room for `bytes` more.
+void require_space(const CheckpointPaths& paths, std::uintmax_t bytes);
+
+/// Moves P.safetensors, P.best.safetensors and P.log.jsonl to P.old.*, or P.old.2.* if there are such, and so
+/// on. Returns the new name of P, or nothing if there was nothing to move.
+std::optional<std::string> move_to_old(const CheckpointPaths& paths);
+
+}  // namespace nibble
