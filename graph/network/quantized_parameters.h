@@ -12,11 +12,13 @@ namespace nibble {
 
 /// A convolution or linear layer in integers; real weight = weights * weight_scale[output channel].
 struct QuantizedLayer {
-  int weight_bits;                      ///< 16, 8, 4 or 2
-  std::vector<std::int16_t> levels;     ///< at 2 bits: the four integer values that codes 0..3 stand for; else empty
-  std::vector<std::int16_t> weights;    ///< [output channel][row][column][input channel]; linear: [class][feature]
-  std::vector<float> weight_scale;      ///< [output channel], > 0
-  std::vector<float> bias;              ///< [output channel], real units; BN (and the pixels' mean) folded in
+  int weight_bits;  ///< 16, 8, 4 or 2
+  std::vector<std::int16_t>
+      levels;  ///< at 2 bits: the four integer values that codes 0..3 stand for; else empty
+  std::vector<std::int16_t>
+      weights;  ///< [output channel][row][column][input channel]; linear: [class][feature]
+  std::vector<float> weight_scale;  ///< [output channel], > 0
+  std::vector<float> bias;          ///< [output channel], real units; BN (and the pixels' mean) folded in
 };
 
 /// The activations of one residual block.
@@ -35,8 +37,8 @@ struct QuantizedBlock {
 /// A quantized network (fused: batch normalization folded). The definition of every integer is in
 /// kernels/requantize.h; files hold exactly this.
 struct QuantizedParameters {
-  int weight_bits;      ///< nominal: 16, 8, 4 or 2
-  int activation_bits;  ///< nominal
+  int weight_bits;                           ///< nominal: 16, 8, 4 or 2
+  int activation_bits;                       ///< nominal
   std::vector<QuantizedLayer> convolutions;  ///< in the order of NetworkDescription::convolutions
   float first_output_scale;                  ///< of the stream that leaves the first convolution
   std::vector<QuantizedBlock> blocks;
