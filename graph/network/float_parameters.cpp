@@ -27,7 +27,7 @@ Shape4 weight_shape(const Convolution& convolution) {
   return {convolution.output_channels, convolution.kernel, convolution.kernel, convolution.input_channels};
 }
 
-const std::string& metadata_entry(const TensorFile& file, const std::string& key) {
+const std::string& metadata_entry(const TensorFile& file, const char* key) {
   const auto found = file.metadata.find(key);
   if (found == file.metadata.end()) {
     throw InputError(file.file.string() + ": the metadata entry '" + key +
