@@ -38,6 +38,11 @@ constexpr QuantizedRange shortcut_range(int residual_bits) {
   return residual_bits == 16 ? QuantizedRange{-32768, 32767} : QuantizedRange{-128, 127};
 }
 
+/// What surrounds the raw pixels of an image, red green blue: the rounded mean, so that the first convolution
+/// needs neither padding nor a zero point. The image is copied into a buffer of (height + 2) x (width + 2)
+/// x 3.
+inline constexpr std::uint8_t kBorderPixel[3] = {124, 116, 104};
+
 /// S[c] of a layer: real = accumulator * input_scale * weight_scale, in units of output_scale.
 /// input_scale is 1 for the first convolution, output_scale is 1 for logits.
 inline float requantize_scale(float input_scale, float weight_scale, float output_scale) {
