@@ -1,0 +1,77 @@
+#include "cfg/program.h"
+
+#include <omp.h>
+
+#include <iostream>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "cfg/nearest.h"
+#include "graph/network/error.h"
+#include "nibble_version.h"
+
+namespace nibble {
+namespace {
+
+constexpr int kDone = 0;
+constexpr int kFailed = 1;
+constexpr int kWrongInput = 2;
+
+/// One sentence for a command line that cannot be parsed; an option that does not exist gets the nearest one.
+std::string explain(const CLI::App& app, const CLI::ParseError& error) {
+  std::string sentence = error.what();
+  const std::vector<std::string> extras = app.remaining();
+  if (error.get_name() == "ExtrasError" && !extras.empty()) {
+    const std::string wrong = extras.front().substr(0, extras.front().find('='));
+    sentence =
+        wrong.starts_with("-") ? "there is no option " + wrong : "the argument " + wrong + " is one too many";
+    std::vector<std::string> options;
+    for (const CLI::Option* option : app.get_options()) {
+      for (const std::string& name : option->get_lnames()) options.push_back("--" + name);
+    }
+    if (wrong.starts_with("--")) sentence += "; did you mean " + nearest_name(wrong, options) + "?";
+  }
+  while (!sentence.empty() && (sentence.back() == '\n' || sentence.back() == '.')) sentence.pop_back();
+  return sentence + " (--help lists the options)";
+}
+
+int report(const char* name, const std::string& sentence, int code) {
+  std::cout.flush();
+  std::cerr << name << ": " << sentence << std::endl;
+  return code;
+}
+
+}  // namespace
+
+int run_program(int argc, char** argv, const char* name, const char* description,
+                const std::function<void(CLI::App&)>& add_options, const std::function<int()>& work) {
+  CLI::App app(description, name);
+  int threads = 0;
+  try {
+    app.set_version_flag("--version", std::string(name) + " " + version_and_commit);
+    app.add_option("--threads", threads, "Threads that compute (default: as many as OpenMP gives)")
+        ->check(CLI::Range(1, 1024));
+    add_options(app);
+    app.parse(argc, argv);
+  } catch (const CLI::Success& success) {  // --help, --version
+    return app.exit(success);
+  } catch (const CLI::ParseError& error) {
+    return report(name, explain(app, error), kWrongInput);
+  }
+  try {
+    if (threads > 0) omp_set_num_threads(threads);
+    const int code = work();
+    std::cout.flush();
+    if (!std::cout) return report(name, "cannot write to the standard output", kFailed);
+    return code;
+  } catch (const InputError& error) {
+    return report(name, error.what(), kWrongInput);
+  } catch (const std::bad_alloc&) {
+    return report(name, "there is not enough memory", kFailed);
+  } catch (const std::exception& error) {
+    return report(name, error.what(), kFailed);
+  }
+}
+
+}  // namespace nibble
