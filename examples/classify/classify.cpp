@@ -1,0 +1,87 @@
+// classify FILE image.png: the three likeliest classes of a 32x32 image, by a quantized network.
+#include <png.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <exception>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "nibble/network.h"
+
+namespace {
+
+constexpr int kSize = 32;
+constexpr std::array kClassNames = {"airplane", "automobile", "bird",  "cat",  "deer",
+                                    "dog",      "frog",       "horse", "ship", "truck"};
+
+// The image as [row][column][red, green, blue]. Other colour types than RGB are converted, transparency is
+// refused: the network has never seen a background.
+std::vector<std::uint8_t> read_png(const char* path) {
+  png_image image = {};
+  image.version = PNG_IMAGE_VERSION;
+  if (png_image_begin_read_from_file(&image, path) == 0) {
+    throw std::runtime_error(std::string(path) + ": cannot be read as PNG: " + image.message);
+  }
+  const std::string size = std::to_string(image.width) + "x" + std::to_string(image.height);
+  const bool right_size = image.width == kSize && image.height == kSize;
+  const bool transparent = (image.format & PNG_FORMAT_FLAG_ALPHA) != 0;
+  if (!right_size || transparent) {
+    png_image_free(&image);
+    throw std::runtime_error(std::string(path) + (right_size
+                                                      ? ": has transparent pixels; give an opaque image"
+                                                      : ": is " + size + " pixels; give a 32x32 image"));
+  }
+  image.format = PNG_FORMAT_RGB;
+  std::vector<std::uint8_t> pixels(PNG_IMAGE_SIZE(image));
+  if (png_image_finish_read(&image, nullptr, pixels.data(), 0, nullptr) == 0) {
+    throw std::runtime_error(std::string(path) + ": cannot be read as PNG: " + image.message);
+  }
+  return pixels;
+}
+
+void print_likeliest(const std::vector<float>& logits) {
+  std::vector<std::size_t> order(logits.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::size_t a, std::size_t b) { return logits[a] > logits[b]; });
+  float sum = 0;
+  for (const float logit : logits) sum += std::exp(logit - logits[order[0]]);
+  for (std::size_t rank = 0; rank < std::min<std::size_t>(3, order.size()); ++rank) {
+    const std::size_t label = order[rank];
+    std::printf("%-10s %5.1f %%\n", kClassNames.at(label),
+                static_cast<double>(100 * std::exp(logits[label] - logits[order[0]]) / sum));
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc == 2 && std::strcmp(argv[1], "--help") == 0) {
+    std::puts(
+        "Usage: classify FILE image.png\n"
+        "FILE: a quantized checkpoint (*.safetensors); image.png: 32x32 pixels");
+    return 0;
+  }
+  if (argc != 3) {
+    std::fputs("Usage: classify FILE image.png\n", stderr);
+    return 2;
+  }
+  try {
+    const nibble::Network network = nibble::Network::load(argv[1]);
+    const std::vector<std::uint8_t> pixels = read_png(argv[2]);
+    std::vector<float> logits(static_cast<std::size_t>(network.classes()));
+    network.run(pixels.data(), 1, logits.data());
+    print_likeliest(logits);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "classify: %s\n", error.what());
+    return 2;
+  }
+  return 0;
+}
