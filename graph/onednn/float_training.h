@@ -29,6 +29,8 @@ struct ParameterGroup {
   std::size_t count;
 };
 
+struct TrainingImplementation;  // one for each precision
+
 /// A float network that learns: forward in training mode (batch statistics) and backward.
 ///
 /// Primitives, activations and one scratchpad are made once for each distinct number of images; a step with a
@@ -64,8 +66,7 @@ class FloatTraining {
   void backward(std::span<const float> logit_gradients);
 
  private:
-  struct Implementation;
-  std::unique_ptr<Implementation> implementation_;
+  std::unique_ptr<TrainingImplementation> implementation_;
 };
 
 }  // namespace nibble

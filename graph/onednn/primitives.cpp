@@ -1,0 +1,66 @@
+#include "graph/onednn/primitives.h"
+
+#include <omp.h>
+
+#include <array>
+
+#include "graph/network/error.h"
+#include "graph/onednn/precision.h"
+
+namespace nibble {
+
+const dnnl::engine& cpu_engine() {
+  static const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
+  return engine;
+}
+
+void require_precision(Precision precision) {
+  if (precision == Precision::fp32) return;
+  switch (dnnl::get_effective_cpu_isa()) {
+    case dnnl::cpu_isa::avx512_core_bf16:
+    case dnnl::cpu_isa::avx512_core_fp16:
+    case dnnl::cpu_isa::avx512_core_amx:
+    case dnnl::cpu_isa::avx512_core_amx_fp16:
+      return;
+    default:
+      throw InputError(
+          "this CPU has no BF16 instructions (AVX512_BF16) that oneDNN may use; choose precision fp32");
+  }
+}
+
+SharedPrimitive::SharedPrimitive(const dnnl::primitive& primitive, const Arguments& arguments, int threads)
+    : primitive_(primitive) {
+  for (const auto& [kind, description] : arguments) kinds_.push_back(kind);
+  for (int thread = 0; thread < threads; ++thread) {
+    for (const auto& [kind, description] : arguments) {
+      memories_.push_back(dnnl::memory(description, cpu_engine(), DNNL_MEMORY_NONE));
+    }
+  }
+}
+
+void SharedPrimitive::run(int thread, const dnnl::stream& stream,
+                          std::initializer_list<const void*> data) const {
+  constexpr std::size_t most = 8;
+  std::array<dnnl_exec_arg_t, most> arguments;
+  const std::size_t count = kinds_.size();
+  const dnnl::memory* memory = memories_.data() + static_cast<std::size_t>(thread) * count;
+  const void* const* address = data.begin();
+  for (std::size_t i = 0; i < count; ++i) {
+    // The C interface: the C++ one allocates a map and a vector for each call.
+    dnnl_memory_set_data_handle(memory[i].get(), const_cast<void*>(address[i]));
+    arguments[i] = {kinds_[i], memory[i].get()};
+  }
+  dnnl::error::wrap_c_api(
+      dnnl_primitive_execute(primitive_.get(), stream.get(), static_cast<int>(count), arguments.data()),
+      "oneDNN could not execute a primitive");
+}
+
+SingleThreadedCreation::SingleThreadedCreation() : threads_(omp_get_max_threads()) {
+  omp_set_num_threads(1);
+}
+
+SingleThreadedCreation::~SingleThreadedCreation() {
+  omp_set_num_threads(threads_);
+}
+
+}  // namespace nibble

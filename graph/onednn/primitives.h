@@ -1,0 +1,72 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <dnnl.hpp>
+#include <initializer_list>
+#include <memory>
+#include <utility>
+#include <vector>
+
+namespace nibble {
+
+/// The one CPU engine.
+const dnnl::engine& cpu_engine();
+
+/// Memory that starts at a cache line, zero at first.
+template <typename T>
+class AlignedBuffer {
+ public:
+  AlignedBuffer() = default;
+  explicit AlignedBuffer(std::size_t count) { reset(count); }
+  void reset(std::size_t count) {
+    constexpr std::size_t line = 64;
+    const std::size_t bytes = (count * sizeof(T) + line - 1) / line * line;
+    values_.reset(static_cast<T*>(::operator new (bytes, std::align_val_t{line})));
+    __builtin_memset(static_cast<void*>(values_.get()), 0, bytes);
+    count_ = count;
+  }
+  T* data() const { return values_.get(); }
+  std::size_t size() const { return count_; }
+
+ private:
+  struct Release {
+    void operator()(T* values) const { ::operator delete (values, std::align_val_t{64}); }
+  };
+  std::unique_ptr<T[], Release> values_;
+  std::size_t count_ = 0;
+};
+
+/// A primitive that many threads execute at the same time, each on data of its own and with a scratchpad of
+/// its own. Executing allocates nothing here.
+class SharedPrimitive {
+ public:
+  using Arguments = std::vector<std::pair<int, dnnl::memory::desc>>;
+
+  SharedPrimitive() = default;
+  /// `arguments`: what run() gets addresses for, in this order.
+  SharedPrimitive(const dnnl::primitive& primitive, const Arguments& arguments, int threads);
+
+  explicit operator bool() const { return static_cast<bool>(primitive_); }
+  /// Throws dnnl::error.
+  void run(int thread, const dnnl::stream& stream, std::initializer_list<const void*> data) const;
+
+ private:
+  dnnl::primitive primitive_;
+  std::vector<int> kinds_;
+  std::vector<dnnl::memory> memories_;  // [thread][argument]
+};
+
+/// Primitives made while this lives are for one thread: the work is divided over images outside of oneDNN.
+class SingleThreadedCreation {
+ public:
+  SingleThreadedCreation();
+  ~SingleThreadedCreation();
+  SingleThreadedCreation(const SingleThreadedCreation&) = delete;
+  SingleThreadedCreation& operator=(const SingleThreadedCreation&) = delete;
+
+ private:
+  int threads_;
+};
+
+}  // namespace nibble
