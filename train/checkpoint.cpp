@@ -11,8 +11,7 @@
 #include <cerrno>
 #include <charconv>
 #include <cstring>
-#include <string_view>
-#include <vector>
+#include <utility>
 
 #include "graph/network/error.h"
 
@@ -24,8 +23,10 @@ namespace fs = std::filesystem;
 const std::string& entry(const TensorFile& file, const std::string& key) {
   const auto found = file.metadata.find(key);
   if (found == file.metadata.end()) {
-    throw InputError(fmt::format("{}: no \"{}\" in the metadata, so this is not the checkpoint of a training",
-                                 file.file.string(), key));
+    throw InputError(fmt::format(
+        "{}: no \"{}\" in the metadata, so it is not the checkpoint of a training: use -e to evaluate "
+        "it, --no-resume to move it away",
+        file.file.string(), key));
   }
   return found->second;
 }
@@ -42,11 +43,6 @@ T number(const TensorFile& file, const std::string& key) {
   return value;
 }
 
-bool starts_with_any(const std::string& key, std::span<const std::string_view> prefixes) {
-  return std::any_of(prefixes.begin(), prefixes.end(),
-                     [&](std::string_view prefix) { return key.starts_with(prefix); });
-}
-
 std::string reason() {
   return std::strerror(errno);
 }
@@ -61,8 +57,8 @@ void store_position(const TrainingPosition& position, const Configuration& confi
   file.metadata["epoch_correct"] = fmt::format("{}", position.epoch_correct);
   file.metadata["epoch_images"] = fmt::format("{}", position.epoch_images);
   file.metadata["epoch_seconds"] = fmt::format("{}", position.epoch_seconds);
-  file.metadata["best_correct"] = fmt::format("{}", position.best_correct);
-  file.metadata["best_epoch"] = fmt::format("{}", position.best_epoch);
+  file.metadata["best_validation"] = fmt::format("{}", position.best_validation);
+  file.metadata["best_test"] = fmt::format("{}", position.best_test);
   file.metadata["finished"] = position.finished ? "true" : "false";
   file.metadata["seed"] = fmt::format("{}", configuration.cfg_train.seed);
   file.metadata["validation"] = fmt::format("{}", configuration.cfg_train.validation);
@@ -77,8 +73,8 @@ TrainingPosition stored_position(const TensorFile& file) {
   position.epoch_correct = number<std::int64_t>(file, "epoch_correct");
   position.epoch_images = number<std::int64_t>(file, "epoch_images");
   position.epoch_seconds = number<double>(file, "epoch_seconds");
-  position.best_correct = number<int>(file, "best_correct");
-  position.best_epoch = number<int>(file, "best_epoch");
+  position.best_validation = number<int>(file, "best_validation");
+  position.best_test = number<int>(file, "best_test");
   position.finished = entry(file, "finished") == "true";
   return position;
 }
@@ -88,24 +84,6 @@ Configuration stored_configuration(const TensorFile& file) {
   const nlohmann::json json = nlohmann::json::parse(entry(file, "configuration"), nullptr, false);
   if (json.is_discarded()) throw InputError(source + " is not JSON");
   return from_json(json, source);
-}
-
-std::vector<std::string> differing_training_keys(const Configuration& a, const Configuration& b) {
-  static constexpr std::array<std::string_view, 7> without_effect = {
-      "cfg.",
-      "cfg_CIFAR.",
-      "cfg_dataloader_test.",
-      "cfg_dataloader_train.num_workers",
-      "cfg_dataloader_train.pin_memory",
-      "cfg_train.checkpoint_minutes",
-      "cfg_quant.",
-  };
-  std::vector<std::string> keys = differing_keys(a, b);
-  const bool quantized = a.trains_quantized() || b.trains_quantized();
-  const std::span<const std::string_view> skipped(without_effect.data(),
-                                                  without_effect.size() - (quantized ? 1 : 0));
-  std::erase_if(keys, [&](const std::string& key) { return starts_with_any(key, skipped); });
-  return keys;
 }
 
 CheckpointLock::CheckpointLock(const CheckpointPaths& paths) : path_(paths.lock) {
@@ -173,10 +151,14 @@ std::optional<std::string> move_to_old(const CheckpointPaths& paths) {
   for (int number = 1;; ++number) {
     const std::string old = stem + (number == 1 ? ".old" : fmt::format(".old.{}", number));
     const CheckpointPaths target(old);
-    if (fs::exists(target.last) || fs::exists(target.best) || fs::exists(target.log)) continue;
+    const std::array<std::pair<const fs::path*, const fs::path*>, 4> moves = {
+        std::pair(&paths.last, &target.last), std::pair(&paths.best, &target.best),
+        std::pair(&paths.best_on_test, &target.best_on_test), std::pair(&paths.log, &target.log)};
+    if (std::any_of(moves.begin(), moves.end(), [](const auto& move) { return fs::exists(*move.second); })) {
+      continue;
+    }
     bool moved = false;
-    for (const auto& [from, to] : {std::pair(&paths.last, &target.last), std::pair(&paths.best, &target.best),
-                                   std::pair(&paths.log, &target.log)}) {
+    for (const auto& [from, to] : moves) {
       if (!fs::exists(*from)) continue;
       std::error_code error;
       fs::rename(*from, *to, error);

@@ -19,8 +19,8 @@ struct TrainingPosition {
   std::int64_t epoch_correct = 0;
   std::int64_t epoch_images = 0;
   double epoch_seconds = 0;
-  int best_correct = -1;  ///< of P.best
-  int best_epoch = 0;
+  int best_validation = -1;  ///< correct images of P.best on the validation split
+  int best_test = -1;        ///< the same of P.best_on_test on the test images
   bool finished = false;
 };
 
@@ -30,10 +30,6 @@ void store_position(const TrainingPosition& position, const Configuration& confi
 /// The reverse. Throws InputError when the file is not a training's checkpoint.
 TrainingPosition stored_position(const TensorFile& file);
 Configuration stored_configuration(const TensorFile& file);
-
-/// Keys whose values decide what is learned and that differ: those of paths, loader threads, the test loader
-/// and the like are left out.
-std::vector<std::string> differing_training_keys(const Configuration& a, const Configuration& b);
 
 /// Holds P.lock (flock) as long as it lives, so that two trainings do not write one checkpoint.
 class CheckpointLock {
@@ -53,8 +49,8 @@ class CheckpointLock {
 /// Throws RunError unless the folder of P has room for `bytes` more.
 void require_space(const CheckpointPaths& paths, std::uintmax_t bytes);
 
-/// Moves P.safetensors, P.best.safetensors and P.log.jsonl to P.old.*, or P.old.2.* if there are such, and so
-/// on. Returns the new name of P, or nothing if there was nothing to move.
+/// Moves P.safetensors, P.best*.safetensors and P.log.jsonl to P.old.*, or P.old.2.* if there are such, and
+/// so on. Returns the new name of P, or nothing if there was nothing to move.
 std::optional<std::string> move_to_old(const CheckpointPaths& paths);
 
 }  // namespace nibble

@@ -1,0 +1,163 @@
+#include "train/learner.h"
+
+#include <algorithm>
+#include <string>
+
+#include "graph/network/error.h"
+#include "train/initialize.h"
+#include "train/mixup.h"
+
+namespace nibble {
+namespace {
+
+std::vector<OptimizedTensor> optimized_tensors(FloatTraining& network,
+                                               const TrainConfiguration& configuration) {
+  const bool decay_all = configuration.weight_decay_on == "all";
+  std::vector<OptimizedTensor> tensors;
+  for (const ParameterGroup& group : network.groups()) {
+    const bool is_weight =
+        group.kind == ParameterKind::convolution_weight || group.kind == ParameterKind::linear_weight;
+    tensors.push_back({.name = group.name,
+                       .values = network.trainable().subspan(group.offset, group.count),
+                       .gradients = network.gradients().subspan(group.offset, group.count),
+                       .decay = decay_all || is_weight});
+  }
+  return tensors;
+}
+
+void add_scaled(std::span<float> sum, double scale, std::span<const float> values, double values_scale) {
+  const float a = static_cast<float>(scale);
+  const float b = static_cast<float>(values_scale);
+  for (std::size_t i = 0; i < sum.size(); ++i) sum[i] = a * sum[i] + b * values[i];
+}
+
+}  // namespace
+
+OptimizerSettings optimizer_settings(const TrainConfiguration& configuration) {
+  OptimizerSettings settings;
+  settings.kind = configuration.optimizer == "sgd" ? OptimizerKind::sgd : OptimizerKind::adamw;
+  settings.weight_decay = configuration.weight_decay;
+  settings.momentum = configuration.momentum;
+  settings.nesterov = configuration.nesterov;
+  return settings;
+}
+
+Precision precision_of(const TrainConfiguration& configuration) {
+  return configuration.precision == "bf16" ? Precision::bf16 : Precision::fp32;
+}
+
+Learner::Learner(const Configuration& configuration, const NetworkDescription& network)
+    : configuration_(configuration.cfg_train),
+      description_(network),
+      network_(network, configuration.cfg_dataloader_train.batch_size,
+               precision_of(configuration.cfg_train)) {
+  network_.set_parameters(initial_parameters(network, configuration_.seed));
+  optimizer_ =
+      make_optimizer(optimizer_settings(configuration_), optimized_tensors(network_, configuration_));
+  if (configuration_.weight_average > 0) {
+    flatten(network_.parameters(), flat_);
+    average_.emplace(configuration_.weight_average, flat_);
+  }
+  const std::size_t batch = static_cast<std::size_t>(configuration.cfg_dataloader_train.batch_size);
+  const std::size_t logits = batch * static_cast<std::size_t>(network.classes);
+  gradient_.resize(logits);
+  if (!configuration_.distillation.teacher.empty()) {
+    const TensorFile file = read_tensor_file(configuration_.distillation.teacher);
+    const NetworkDescription teacher = stored_network(file);
+    teacher_.emplace(teacher, stored_parameters(teacher, file),
+                     configuration.cfg_dataloader_train.batch_size);
+    teacher_logits_.resize(logits);
+    other_gradient_.resize(logits);
+  }
+  if (configuration_.augmentation.mixup > 0) {
+    mixed_pixels_.resize(batch * cifar10_image_bytes);
+    mixed_labels_.resize(batch);
+    other_gradient_.resize(logits);
+  }
+}
+
+LossResult Learner::step(const Batch& batch, double learning_rate) {
+  std::span<const std::uint8_t> pixels = batch.pixels;
+  if (configuration_.augmentation.mixup > 0) {
+    const Mixup mixup = draw_mixup(configuration_.augmentation.mixup, configuration_.seed, batch.epoch,
+                                   batch.number, batch.size);
+    const std::span<std::uint8_t> mixed = std::span(mixed_pixels_).first(pixels.size());
+    mix_images(mixup, batch.size, pixels, mixed);
+    pixels = mixed;
+    mixup_weight_ = mixup.weight;
+    std::rotate_copy(batch.labels.begin(), batch.labels.begin() + mixup.shift, batch.labels.end(),
+                     mixed_labels_.begin());
+  }
+  const std::span<const float> logits = network_.forward(pixels, batch.size);
+  LossResult result = add_losses(logits, batch, pixels);
+  if (configuration_.loss_reduction == "mean") result.loss *= batch.size;
+  network_.backward(std::span(gradient_).first(logits.size()));
+  optimizer_->step(learning_rate);
+  if (average_) {
+    flatten(network_.parameters(), flat_);
+    average_->update(flat_);
+  }
+  return result;
+}
+
+// The labels' loss, mixed and joined with the teacher's as configured; leaves the gradient in gradient_.
+LossResult Learner::add_losses(std::span<const float> logits, const Batch& batch,
+                               std::span<const std::uint8_t> pixels) {
+  const Reduction reduction = configuration_.loss_reduction == "mean" ? Reduction::mean : Reduction::sum;
+  const double smoothing = configuration_.label_smoothing;
+  const int classes = description_.classes;
+  const std::span<float> gradient = std::span(gradient_).first(logits.size());
+  LossResult result = softmax_cross_entropy(logits, batch.labels, classes, reduction, smoothing, gradient);
+  if (configuration_.augmentation.mixup > 0) {
+    const std::span<float> other = std::span(other_gradient_).first(logits.size());
+    const LossResult mixed = softmax_cross_entropy(
+        logits, std::span(mixed_labels_).first(batch.labels.size()), classes, reduction, smoothing, other);
+    result.loss = mixup_weight_ * result.loss + (1 - mixup_weight_) * mixed.loss;
+    add_scaled(gradient, mixup_weight_, other, 1 - mixup_weight_);
+  }
+  if (teacher_) {
+    const double weight = configuration_.distillation.weight;
+    const std::span<float> other = std::span(other_gradient_).first(logits.size());
+    const std::span<float> teacher_logits = std::span(teacher_logits_).first(logits.size());
+    teacher_->run(pixels, batch.size, teacher_logits);
+    const LossResult distilled = distillation_loss(logits, teacher_logits, classes, reduction,
+                                                   configuration_.distillation.temperature, other);
+    result.loss = (1 - weight) * result.loss + weight * distilled.loss;
+    add_scaled(gradient, 1 - weight, other, weight);
+  }
+  return result;
+}
+
+FloatParameters Learner::parameters() const {
+  FloatParameters parameters = network_.parameters();
+  if (average_) unflatten(average_->values(), parameters);
+  return parameters;
+}
+
+void Learner::store(TensorFile& file) const {
+  store_parameters(description_, parameters(), file);
+  optimizer_->store(file);
+  if (average_) {
+    average_->store(file);
+    std::vector<float> current;
+    flatten(network_.parameters(), current);
+    const std::int64_t shape[] = {std::ssize(current)};
+    file.set<float>("optimizer.weights", shape, current);
+  }
+}
+
+void Learner::restore(const TensorFile& file) {
+  if (stored_network(file) != description_) {
+    throw InputError(file.file.string() + ": its network is not the configuration's");
+  }
+  FloatParameters parameters = stored_parameters(description_, file);
+  if (average_) {
+    const std::int64_t shape[] = {std::ssize(flat_)};
+    unflatten(file.values<float>("optimizer.weights", shape), parameters);
+    average_->restore(file);
+  }
+  optimizer_->restore(file);
+  network_.set_parameters(parameters);
+}
+
+}  // namespace nibble

@@ -1,0 +1,61 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "cfg/configuration.h"
+#include "graph/data/loader.h"
+#include "graph/network/description.h"
+#include "graph/network/tensor_file.h"
+#include "graph/onednn/float_network.h"
+#include "graph/onednn/float_training.h"
+#include "graph/optimize/loss.h"
+#include "graph/optimize/optimizer.h"
+#include "graph/optimize/weight_average.h"
+
+namespace nibble {
+
+/// A network in training: float network, loss, optimizer and weight average. One step is a pure function of
+/// the state and the batch, so state saved and restored goes on bit for bit (on the same machine with as many
+/// threads).
+class Learner {
+ public:
+  Learner(const Configuration& configuration, const NetworkDescription& network);
+
+  /// Forward, loss, backward, optimizer. Returns the loss summed over the images, whatever the reduction.
+  LossResult step(const Batch& batch, double learning_rate);
+
+  /// The network as it stands: the weight average's where there is one.
+  FloatParameters parameters() const;
+
+  /// parameters() under their names and all of the state under "optimizer.".
+  void store(TensorFile& file) const;
+  void restore(const TensorFile& file);
+
+ private:
+  LossResult add_losses(std::span<const float> logits, const Batch& batch,
+                        std::span<const std::uint8_t> pixels);
+
+  TrainConfiguration configuration_;
+  NetworkDescription description_;
+  FloatTraining network_;
+  std::unique_ptr<Optimizer> optimizer_;
+  std::optional<WeightAverage> average_;
+  std::vector<float> flat_;  // network_'s parameters for average_
+  std::optional<FloatNetwork> teacher_;
+
+  // One batch each.
+  std::vector<float> gradient_;
+  std::vector<float> other_gradient_;
+  std::vector<float> teacher_logits_;
+  std::vector<std::uint8_t> mixed_pixels_;
+  std::vector<std::uint8_t> mixed_labels_;
+  double mixup_weight_ = 1;
+};
+
+OptimizerSettings optimizer_settings(const TrainConfiguration& configuration);
+Precision precision_of(const TrainConfiguration& configuration);
+
+}  // namespace nibble

@@ -1,0 +1,126 @@
+#include "train/program.h"
+
+#include <fmt/format.h>
+
+#include <csignal>
+#include <filesystem>
+
+#include "cfg/configuration.h"
+#include "graph/data/cifar10.h"
+#include "graph/data/download.h"
+#include "graph/network/checkpoint_path.h"
+#include "graph/network/error.h"
+#include "graph/optimize/denormals.h"
+#include "train/evaluate.h"
+#include "train/learner.h"
+#include "train/training.h"
+
+namespace nibble {
+namespace {
+
+namespace fs = std::filesystem;
+
+volatile std::sig_atomic_t stopped_by = 0;
+
+void remember_signal(int signal) {
+  stopped_by = signal;
+}
+
+// The first signal is remembered, a second one of the same kind ends the process: files are safe either way.
+void catch_signals() {
+  struct sigaction action {};
+  action.sa_handler = remember_signal;
+  action.sa_flags = SA_RESTART | static_cast<int>(SA_RESETHAND);
+  sigemptyset(&action.sa_mask);
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+}
+
+Configuration configuration_of(const TrainOptions& options) {
+  Configuration configuration = load_configuration(options.configuration);
+  if (options.seed) configuration.cfg_train.seed = *options.seed;
+  if (options.epochs) configuration.cfg_train.n_epoches = *options.epochs;
+  if (options.precision) configuration.cfg_train.precision = *options.precision;
+  if (options.checkpoint_path) configuration.cfg.checkpoint_path = *options.checkpoint_path;
+  check_configuration(configuration, "the command line");
+  return configuration;
+}
+
+fs::path data_folder(const Configuration& configuration) {
+  DownloadOptions download;
+  download.url = configuration.cfg_CIFAR.url;
+  return prepare_cifar10(configuration.cfg_CIFAR.root, configuration.cfg_CIFAR.download, download);
+}
+
+int evaluate_checkpoint(const Configuration& configuration) {
+  const ChosenCheckpoint chosen = choose_checkpoint(configuration.cfg.checkpoint_path);
+  if (!chosen.ignored_best.empty()) {
+    fmt::print(stderr, "train: {} is of an older training and is ignored\n", chosen.ignored_best.string());
+  }
+  const TensorFile file = read_tensor_file(chosen.file);
+  const NetworkDescription network = stored_network(file);
+  const FloatParameters parameters = stored_parameters(network, file);
+  const Dataset test = read_cifar10(data_folder(configuration), Split::test);
+  flush_denormals();
+  const Evaluation result =
+      evaluate(network, parameters, test, configuration.cfg_dataloader_test.batch_size,
+               configuration.cfg_dataloader_test.num_workers, precision_of(configuration.cfg_train));
+  fmt::print("{}: top-1 {:.2f} % ({} of {}), loss {:.4f}, {:.0f} images/s\n", chosen.file.string(),
+             100 * result.top1(), result.correct, result.images, result.loss, result.images / result.seconds);
+  return 0;
+}
+
+bool is_finished(const std::string& checkpoint_path) {
+  const fs::path last = CheckpointPaths(checkpoint_path).last;
+  return fs::exists(last) && stored_position(read_tensor_file(last)).finished;
+}
+
+}  // namespace
+
+void add_train_options(CLI::App& app, TrainOptions& options) {
+  options.configuration = default_configuration_file;
+  CLI::Option* cfg = app.add_option("--cfg", options.configuration,
+                                    "Configuration; looked for in cfg/ too (default: 64_200.json)");
+  app.add_option("FILE", options.configuration, "The same, without --cfg")->excludes(cfg);
+  app.add_flag("-e,--evaluate", options.evaluate, "Only evaluate the checkpoint on the test images");
+  app.add_option("--seed", options.seed, "Instead of cfg_train.seed");
+  app.add_option("--epochs", options.epochs, "Instead of cfg_train.n_epoches");
+  app.add_option("--precision", options.precision, "fp32 or bf16, instead of cfg_train.precision");
+  app.add_flag("--no-resume", options.no_resume,
+               "Move what is at the checkpoint path to P.old* and begin anew");
+  app.add_option("--checkpoint-path", options.checkpoint_path,
+                 "Instead of cfg.checkpoint_path: P for P.safetensors; with -e also any checkpoint file");
+}
+
+int train_program(const TrainOptions& options) {
+  const Configuration configuration = configuration_of(options);
+  if (options.evaluate) return evaluate_checkpoint(configuration);
+  if (configuration.trains_quantized()) {
+    throw InputError(
+        configuration.file.string() +
+        ": cfg_quant.from asks for trained quantization, which this version does not have; remove it");
+  }
+  require_precision(precision_of(configuration.cfg_train));
+  if (!options.no_resume && is_finished(configuration.cfg.checkpoint_path)) {
+    fmt::print(stderr,
+               "train: {} is finished, so it is evaluated (--no-resume moves it away and trains anew)\n",
+               CheckpointPaths(configuration.cfg.checkpoint_path).last.string());
+    return evaluate_checkpoint(configuration);
+  }
+
+  TrainingFiles files(configuration, !options.no_resume);
+  const fs::path folder = data_folder(configuration);
+  const int held_out = configuration.cfg_train.validation;
+  const Dataset training = read_cifar10(folder, Split::train, held_out);
+  const Dataset validation = held_out > 0 ? read_cifar10(folder, Split::validation, held_out) : Dataset{};
+  const Dataset test = read_cifar10(folder, Split::test);
+
+  catch_signals();
+  const TrainingEnd end =
+      train_network(configuration, {&training, held_out > 0 ? &validation : nullptr, &test}, files,
+                    [] { return stopped_by != 0; });
+  if (end == TrainingEnd::interrupted) return 128 + stopped_by;
+  return evaluate_checkpoint(configuration);
+}
+
+}  // namespace nibble

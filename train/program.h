@@ -1,0 +1,27 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <optional>
+#include <string>
+
+namespace nibble {
+
+/// The command line of `train`.
+struct TrainOptions {
+  std::string configuration;
+  bool evaluate = false;
+  bool no_resume = false;
+  std::optional<std::uint64_t> seed;
+  std::optional<int> epochs;
+  std::optional<std::string> precision;
+  std::optional<std::string> checkpoint_path;
+};
+
+void add_train_options(CLI::App& app, TrainOptions& options);
+
+/// Trains or evaluates. Returns 0, or 128 + the signal's number when SIGINT (130) or SIGTERM (143) stopped
+/// the training and its state is saved. Throws InputError and RunError.
+int train_program(const TrainOptions& options);
+
+}  // namespace nibble
