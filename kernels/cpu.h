@@ -1,0 +1,25 @@
+#pragma once
+
+#include <string_view>
+
+namespace nibble {
+
+/// What kernels are written for, in ascending order: each includes the ones before it.
+enum class InstructionSet {
+  reference,    ///< plain C++
+  avx2,         ///< AVX2 and FMA
+  avx512_vnni,  ///< AVX-512 F, BW, VL, DQ and VNNI
+  avx512_vbmi   ///< the same and VBMI
+};
+
+/// "reference", "avx2", "avx512_vnni" or "avx512_vbmi".
+std::string_view name_of(InstructionSet instruction_set);
+
+/// The largest one that this CPU and operating system have.
+InstructionSet detected_instruction_set();
+
+/// The detected one, but not above the one that `cap` names. Throws std::invalid_argument with a sentence
+/// that lists the names when `cap` is none of them.
+InstructionSet capped_instruction_set(std::string_view cap);
+
+}  // namespace nibble

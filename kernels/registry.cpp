@@ -1,0 +1,31 @@
+#include "kernels/registry.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "kernels/kernels.h"
+
+namespace nibble {
+
+std::span<const ConvolutionKernel> convolution_kernels() {
+  static const std::vector<ConvolutionKernel> kernels = [] {
+    std::vector<ConvolutionKernel> rows;
+    for (const std::span<const ConvolutionKernel> more : {
+             reference_kernels(),
+         }) {
+      rows.insert(rows.end(), more.begin(), more.end());
+    }
+    return rows;
+  }();
+  return kernels;
+}
+
+const ConvolutionKernel& choose_kernel(const ConvolutionLayer& layer, InstructionSet limit) {
+  const std::span<const ConvolutionKernel> kernels = convolution_kernels();
+  return *std::find_if(kernels.begin(), kernels.end(), [&](const ConvolutionKernel& kernel) {
+    return kernel.instruction_set <= limit && kernel.weight_bits == layer.weight_bits &&
+           kernel.activation_bits == layer.activation_bits && kernel.supports(layer);
+  });
+}
+
+}  // namespace nibble
