@@ -1,6 +1,7 @@
 #include "kernels/geometry.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace nibble {
 namespace {
@@ -54,6 +55,39 @@ ConvolutionGeometry cut_into_runs(const ConvolutionShape& shape, const MapStride
     }
   }
   return geometry;
+}
+
+std::vector<Tap> plane_taps(const ConvolutionShape& shape, const PlaneLayout& output, int bytes,
+                            std::ptrdiff_t phase_stride) {
+  std::vector<Tap> taps;
+  for (int row = 0; row < shape.kernel; ++row) {
+    for (int column = 0; column < shape.kernel; ++column) {
+      const int down = row - shape.padding;
+      const int right = column - shape.padding;
+      std::ptrdiff_t offset = std::ptrdiff_t{down} * output.pitch() + right;
+      std::ptrdiff_t phase = 0;
+      if (shape.stride == 2) {  // down = 2 * (down >> 1) + phase, also for down = -1
+        offset = std::ptrdiff_t{down >> 1} * output.pitch() + (right >> 1);
+        phase = 2 * (down & 1) + (right & 1);
+      }
+      taps.push_back({offset * bytes + phase * phase_stride, row * shape.kernel + column});
+    }
+  }
+  return taps;
+}
+
+void clear_pads(const PlaneLayout& layout, std::uint8_t* planes, int groups, std::ptrdiff_t group_stride,
+                int bytes) {
+  const auto size = static_cast<std::size_t>(bytes);
+  for (int group = 0; group < groups; ++group) {
+    std::uint8_t* plane = planes + group * group_stride;
+    for (int row = 0; row + 1 < layout.height; ++row) {
+      std::memset(plane + std::ptrdiff_t{layout.position(row, layout.width)} * bytes, 0, size);
+    }
+    const int end = layout.position(layout.height - 1, layout.width);
+    std::memset(plane + std::ptrdiff_t{end} * bytes, 0,
+                static_cast<std::size_t>(layout.positions() - end) * size);
+  }
 }
 
 }  // namespace nibble

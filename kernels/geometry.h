@@ -40,4 +40,37 @@ struct ConvolutionGeometry {
 /// For maps whose lanes are images. padding must not exceed kernel / 2.
 ConvolutionGeometry cut_into_runs(const ConvolutionShape& shape, const MapStrides& input);
 
+/// Where one image's map lies when lanes are its own positions: each channel group is a plane
+///
+///   margin | row 0, pad | row 1, pad | ... | last row, pad | rest of the last block of lanes | margin
+///
+/// with one pad position behind each row, which is the left neighbour of the next row too. Pads and margins
+/// are zero when the plane is read, so every tap is a load at a fixed distance and borders need no care. A
+/// kernel that writes whole blocks overwrites the pads: clear_pads() afterwards.
+struct PlaneLayout {
+  int height;
+  int width;
+  int lanes;
+
+  int pitch() const { return width + 1; }
+  int margin() const { return pitch() + 1; }
+  /// Blocks of lanes that hold all positions, and what a kernel computes.
+  int blocks() const { return (height * pitch() + lanes - 1) / lanes; }
+  int origin() const { return margin(); }  ///< where row 0 begins
+  int positions() const { return 2 * margin() + blocks() * lanes; }
+  int position(int row, int column) const { return origin() + row * pitch() + column; }
+};
+
+/// The taps of a kernel that computes `output` planes, in bytes from an output position's own place.
+/// Stride 1: the input planes have the output's layout. Stride 2: each input plane is cut into four phases of
+/// the output's layout, phase (r, c) being rows r, r + 2, ... and columns c, c + 2, ... of the map, and phase
+/// (r, c) lies (2 r + c) * phase_stride bytes behind phase (0, 0). padding = kernel / 2; at stride 2 height
+/// and width of the input are even.
+std::vector<Tap> plane_taps(const ConvolutionShape& shape, const PlaneLayout& output, int bytes,
+                            std::ptrdiff_t phase_stride);
+
+/// Zeroes the pads behind the rows and everything behind the last row of `groups` planes, `bytes` a position.
+void clear_pads(const PlaneLayout& layout, std::uint8_t* planes, int groups, std::ptrdiff_t group_stride,
+                int bytes);
+
 }  // namespace nibble
