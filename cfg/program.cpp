@@ -18,22 +18,23 @@ constexpr int kDone = 0;
 constexpr int kFailed = 1;
 constexpr int kWrongInput = 2;
 
-/// One sentence for a command line that cannot be parsed; an option that does not exist gets the nearest one.
-std::string explain(const CLI::App& app, const CLI::ParseError& error) {
-  std::string sentence = error.what();
-  const std::vector<std::string> extras = app.remaining();
-  if (error.get_name() == "ExtrasError" && !extras.empty()) {
-    const std::string wrong = extras.front().substr(0, extras.front().find('='));
-    sentence =
-        wrong.starts_with("-") ? "there is no option " + wrong : "the argument " + wrong + " is one too many";
-    std::vector<std::string> options;
-    for (const CLI::Option* option : app.get_options()) {
-      for (const std::string& name : option->get_lnames()) options.push_back("--" + name);
-    }
-    if (wrong.starts_with("--")) sentence += "; did you mean " + nearest_name(wrong, options) + "?";
-  }
+/// One sentence for what CLI11 found wrong.
+std::string explain(std::string sentence) {
   while (!sentence.empty() && (sentence.back() == '\n' || sentence.back() == '.')) sentence.pop_back();
   return sentence + " (--help lists the options)";
+}
+
+/// One sentence for an argument that is left over; an option that does not exist gets the nearest one.
+std::string explain_extra(const CLI::App& app, const std::string& argument) {
+  const std::string wrong = argument.substr(0, argument.find('='));
+  if (!wrong.starts_with("-")) return explain("the argument " + wrong + " is one too many");
+  std::vector<std::string> options;
+  for (const CLI::Option* option : app.get_options()) {
+    for (const std::string& name : option->get_lnames()) options.push_back("--" + name);
+  }
+  const std::string suggestion =
+      wrong.starts_with("--") ? "; did you mean " + nearest_name(wrong, options) + "?" : "";
+  return explain("there is no option " + wrong + suggestion);
 }
 
 int report(const char* name, const std::string& sentence, int code) {
@@ -53,12 +54,17 @@ int run_program(int argc, char** argv, const char* name, const char* description
     app.add_option("--threads", threads, "Threads that compute (default: as many as OpenMP gives)")
         ->check(CLI::Range(1, 1024));
     add_options(app);
+    app.allow_extras();  // refused below, with the nearest option
     app.parse(argc, argv);
   } catch (const CLI::Success& success) {  // --help, --version
     return app.exit(success);
   } catch (const CLI::ParseError& error) {
-    return report(name, explain(app, error), kWrongInput);
+    // A misspelled option explains a missing one.
+    if (app.remaining_size() > 0)
+      return report(name, explain_extra(app, app.remaining().front()), kWrongInput);
+    return report(name, explain(error.what()), kWrongInput);
   }
+  if (app.remaining_size() > 0) return report(name, explain_extra(app, app.remaining().front()), kWrongInput);
   try {
     if (threads > 0) omp_set_num_threads(threads);
     const int code = work();
