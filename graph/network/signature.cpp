@@ -1,6 +1,7 @@
 #include "graph/network/signature.h"
 
 #include <bit>
+#include <cstdint>
 
 #define XXH_INLINE_ALL
 #include <xxhash.h>
