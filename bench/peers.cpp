@@ -1,0 +1,86 @@
+#include "bench/peers.h"
+
+#include <algorithm>
+#include <fstream>
+
+#include "graph/network/error.h"
+
+namespace nibble {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct ExpectedPeer {
+  const char* name;
+  const char* engine;
+  int bits;
+  bool fused;
+};
+
+/// The system that this one replaces, row by row; its 4 and 2 bits are values stored and computed as int8.
+constexpr ExpectedPeer kExpected[] = {
+    {"PyTorch int2", "pytorch", 2, false},
+    {"PyTorch int4", "pytorch", 4, false},
+    {"PyTorch int8", "pytorch", 8, false},
+    {"PyTorch fused int8", "pytorch", 8, true},
+};
+
+std::optional<fs::path> default_file() {
+  std::error_code ignored;
+  for (const fs::path& file : {fs::path("bench/peers.json"), fs::path(NIBBLE_SOURCE_BENCH) / "peers.json"}) {
+    if (fs::is_regular_file(file, ignored)) return file;
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+std::vector<ReportRow> read_peers(const fs::path& file) {
+  std::ifstream stream(file);
+  if (!stream) {
+    throw InputError("the peers' file " + file.string() +
+                     " cannot be read; name one that scripts/compare wrote");
+  }
+  std::vector<ReportRow> rows;
+  try {
+    const nlohmann::json json = nlohmann::json::parse(stream);
+    const Provenance provenance{json.at("date").get<std::string>(), json.at("cpu").get<std::string>(),
+                                json.at("versions").get<std::map<std::string, std::string>>()};
+    for (const nlohmann::json& entry : json.at("rows")) {
+      rows.push_back(row_from_json(entry, file.string()));
+      rows.back().measured = provenance;
+    }
+  } catch (const nlohmann::json::exception& error) {
+    throw InputError(file.string() + ": this is not a peers' file (" + error.what() +
+                     "); write it again with scripts/compare");
+  }
+  return rows;
+}
+
+std::vector<ReportRow> peer_rows(const std::optional<fs::path>& file) {
+  const std::optional<fs::path> source = file ? file : default_file();
+  std::vector<ReportRow> measured;
+  if (source) measured = read_peers(*source);
+
+  std::vector<ReportRow> rows;
+  for (const ExpectedPeer& expected : kExpected) {
+    const auto found = std::find_if(measured.begin(), measured.end(),
+                                    [&](const ReportRow& row) { return row.name == expected.name; });
+    if (found != measured.end()) {
+      rows.push_back(*found);
+      measured.erase(found);
+      continue;
+    }
+    ReportRow row;
+    row.name = expected.name;
+    row.engine = expected.engine;
+    row.weight_bits = expected.bits;
+    row.activation_bits = expected.bits;
+    row.fused = expected.fused;
+    rows.push_back(std::move(row));
+  }
+  rows.insert(rows.end(), measured.begin(), measured.end());
+  return rows;
+}
+
+}  // namespace nibble

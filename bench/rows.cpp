@@ -1,0 +1,255 @@
+#include "bench/rows.h"
+
+#include <algorithm>
+#include <cctype>
+#include <map>
+#include <optional>
+#include <tuple>
+
+#include "cfg/nearest.h"
+#include "graph/network/checkpoint_path.h"
+#include "graph/network/error.h"
+#include "graph/network/tensor_file.h"
+
+namespace nibble {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kExtension = ".safetensors";
+constexpr const char* kFloatFormat = "nibble-float-1";
+constexpr const char* kIntegerFormat = "nibble-integer-1";
+constexpr const char* kUnfusedFormat = "nibble-int8-unfused-1";
+
+/// A checkpoint and how it came to its name: base "64_200", suffix "_int2", remainder "a8_trained".
+struct Candidate {
+  fs::path file;
+  std::string base;
+  std::string remainder;
+  std::vector<std::size_t> kinds;  // indices of row_kinds()
+};
+
+std::string stem_of(const fs::path& file) {
+  std::string name = file.filename().string();
+  if (name.ends_with(kExtension)) name.resize(name.size() - std::string(kExtension).size());
+  return name;
+}
+
+std::string lower(std::string text) {
+  std::transform(text.begin(), text.end(), text.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  return text;
+}
+
+std::string metadata_or_empty(const TensorFile& file, const std::string& key) {
+  const auto found = file.metadata.find(key);
+  return found == file.metadata.end() ? "" : found->second;
+}
+
+/// What the file is, from its metadata; its name only divides the rows into groups.
+std::optional<Candidate> inspect(const fs::path& file) {
+  const TensorFile tensors = read_tensor_file(file);
+  const std::string format = metadata_or_empty(tensors, "format");
+  const std::string bits = metadata_or_empty(tensors, "weight_bits");
+  Candidate candidate{file, stem_of(file), "", {}};
+  std::string suffix;
+  for (std::size_t i = 0; i < row_kinds().size(); ++i) {
+    const RowKind& kind = row_kinds()[i];
+    if (format != kind.format) continue;
+    if (format == kIntegerFormat && bits != std::to_string(kind.weight_bits)) continue;
+    candidate.kinds.push_back(i);
+    suffix = kind.suffix;
+  }
+  if (candidate.kinds.empty()) return std::nullopt;
+  const std::size_t place = suffix.empty() ? std::string::npos : candidate.base.rfind(suffix);
+  if (place != std::string::npos) {
+    candidate.remainder = candidate.base.substr(place + suffix.size());
+    candidate.base.resize(place);
+  }
+  return candidate;
+}
+
+/// P.best and the like: files that stand behind another name, or were put aside.
+bool is_secondary(const std::string& stem) {
+  return stem.find(".best") != std::string::npos || stem.find(".old") != std::string::npos;
+}
+
+class Folder {
+ public:
+  explicit Folder(const std::string& checkpoint_path)
+      : folder_(CheckpointPaths(checkpoint_path).last.parent_path()),
+        own_base_(stem_of(CheckpointPaths(checkpoint_path).last)) {
+    std::error_code error;
+    std::vector<fs::path> files;
+    for (const fs::directory_entry& entry :
+         fs::directory_iterator(folder_.empty() ? fs::path(".") : folder_, error)) {
+      if (entry.is_regular_file(error) && entry.path().extension() == kExtension) {
+        files.push_back(folder_ / entry.path().filename());
+      }
+    }
+    std::sort(files.begin(), files.end());
+    for (const fs::path& file : files) {
+      if (!is_secondary(stem_of(file))) add(file, false);
+    }
+  }
+
+  /// `demanded`: a file that cannot be read is an error, not a remark.
+  void add(const fs::path& file, bool demanded) {
+    const bool own = stem_of(file).starts_with(own_base_);
+    std::optional<Candidate> candidate;
+    try {
+      candidate = inspect(file);
+    } catch (const InputError& error) {
+      if (own || demanded) throw;
+      remarks_.push_back(std::string("passed over: ") + error.what());
+      return;
+    }
+    if (!candidate) {
+      const std::string sentence = file.string() + " is not a network that bench can run";
+      if (demanded) throw InputError(sentence + "; name a checkpoint of train or quant");
+      remarks_.push_back("passed over: " + sentence);
+      return;
+    }
+    if (row_kinds()[candidate->kinds.front()].format == std::string(kFloatFormat) && !demanded) {
+      const ChosenCheckpoint chosen = choose_checkpoint((file.parent_path() / candidate->base).string());
+      candidate->file = chosen.file;
+      if (!chosen.ignored_best.empty()) {
+        remarks_.push_back(chosen.ignored_best.string() + " is left from an older training and is ignored");
+      }
+    }
+    candidates_.push_back(*candidate);
+  }
+
+  std::vector<RowRequest> rows() const {
+    std::vector<std::pair<std::tuple<int, std::string, std::size_t, std::string>, RowRequest>> sorted;
+    for (const Candidate& candidate : candidates_) {
+      const bool own = candidate.base == own_base_;
+      for (const std::size_t index : candidate.kinds) {
+        const RowKind& kind = row_kinds()[index];
+        const int group = !own ? 2 : candidate.remainder.empty() ? 0 : 1;
+        sorted.push_back({{group, candidate.base, index, candidate.file.string()},
+                          {kind, name(candidate, kind), candidate.file, reference(candidate)}});
+      }
+    }
+    std::stable_sort(sorted.begin(), sorted.end(),
+                     [](const auto& a, const auto& b) { return a.first < b.first; });
+    std::vector<RowRequest> rows;
+    for (auto& [key, row] : sorted) rows.push_back(std::move(row));
+    return rows;
+  }
+
+  /// The kinds of which P has no file, as remarks.
+  std::vector<std::string> missing() const {
+    std::vector<std::string> sentences;
+    for (const RowKind& kind : row_kinds()) {
+      const fs::path file = folder_ / (own_base_ + kind.suffix + kExtension);
+      const bool there = std::any_of(candidates_.begin(), candidates_.end(), [&](const Candidate& c) {
+        return c.base == own_base_ && c.remainder.empty() &&
+               std::any_of(c.kinds.begin(), c.kinds.end(),
+                           [&](std::size_t i) { return std::string(row_kinds()[i].suffix) == kind.suffix; });
+      });
+      std::string sentence = "there is no " + file.string() + "; `" + kind.made_by + "` makes it";
+      if (!there && (sentences.empty() || sentences.back() != sentence)) sentences.push_back(sentence);
+    }
+    return sentences;
+  }
+
+  const fs::path& path() const { return folder_; }
+  const std::vector<std::string>& remarks() const { return remarks_; }
+
+ private:
+  std::string name(const Candidate& candidate, const RowKind& kind) const {
+    std::string text = kind.name + candidate.remainder;
+    std::replace(text.begin(), text.end(), '_', ' ');
+    return candidate.base == own_base_ ? text : text + " (" + candidate.base + ")";
+  }
+
+  /// The FP32 file that `candidate` was made from; P's own where its base has none.
+  fs::path reference(const Candidate& candidate) const {
+    fs::path found;
+    for (const Candidate& other : candidates_) {
+      if (row_kinds()[other.kinds.front()].format != std::string(kFloatFormat)) continue;
+      if (other.base == candidate.base) return other.file;
+      if (other.base == own_base_) found = other.file;
+    }
+    return found;
+  }
+
+  fs::path folder_;
+  std::string own_base_;
+  std::vector<Candidate> candidates_;
+  std::vector<std::string> remarks_;
+};
+
+bool same_file(const fs::path& a, const fs::path& b) {
+  std::error_code error;
+  return fs::equivalent(a, b, error);
+}
+
+}  // namespace
+
+const std::vector<RowKind>& row_kinds() {
+  static const std::vector<RowKind> kinds = {
+      {"FP32", "", "train", kFloatFormat, 32, Runner::fp32},
+      {"BF16", "", "train", kFloatFormat, 16, Runner::bf16},
+      {"int16", "_int16", "quant --bits 16", kIntegerFormat, 16, Runner::integer},
+      {"int8 unfused", "_int8_unfused", "quant --bits 8 --no-fuse", kUnfusedFormat, 8, Runner::int8_unfused},
+      {"int8 fused", "_int8", "quant --bits 8 --fuse", kIntegerFormat, 8, Runner::int8_fused},
+      {"int8 fused", "_int8", "quant --bits 8 --fuse", kIntegerFormat, 8, Runner::int8_saturating},
+      {"int8", "_int8", "quant --bits 8 --fuse", kIntegerFormat, 8, Runner::integer},
+      {"int4", "_int4", "quant --bits 4", kIntegerFormat, 4, Runner::integer},
+      {"int2", "_int2", "quant --bits 2", kIntegerFormat, 2, Runner::integer},
+  };
+  return kinds;
+}
+
+RowSelection select_rows(const std::string& checkpoint_path, const std::vector<std::string>& models) {
+  Folder folder(checkpoint_path);
+  for (const std::string& model : models) {
+    std::error_code error;
+    const fs::path path(model);
+    if (!fs::is_regular_file(path, error)) continue;
+    const std::vector<RowRequest> known = folder.rows();
+    const bool listed = std::any_of(known.begin(), known.end(),
+                                    [&](const RowRequest& row) { return same_file(row.file, path); });
+    if (!listed) folder.add(path, true);
+  }
+
+  const std::vector<RowRequest> rows = folder.rows();
+  if (rows.empty()) {
+    throw InputError("there is no checkpoint " + CheckpointPaths(checkpoint_path).last.string() +
+                     " and nothing else to measure beside it: run `train`, then `quant --bits 8 --fuse`");
+  }
+  if (models.empty()) {
+    RowSelection selection{rows, folder.remarks()};
+    for (const std::string& sentence : folder.missing()) selection.remarks.push_back(sentence);
+    return selection;
+  }
+
+  RowSelection selection;
+  std::vector<bool> taken(rows.size(), false);
+  for (const std::string& model : models) {
+    bool found = false;
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      const RowRequest& row = rows[i];
+      const bool matches = lower(row.name) == lower(model) || stem_of(row.file) == stem_of(model) ||
+                           same_file(row.file, model);
+      found = found || matches;
+      if (!matches || taken[i]) continue;
+      taken[i] = true;
+      selection.rows.push_back(row);
+    }
+    if (found) continue;
+    std::vector<std::string> names;
+    for (const RowRequest& row : rows) {
+      names.push_back(row.name);
+      names.push_back(stem_of(row.file));
+    }
+    throw InputError("there is no model '" + model + "' in " +
+                     (folder.path().empty() ? "." : folder.path().string()) + "; did you mean '" +
+                     nearest_name(model, names) + "'?");
+  }
+  return selection;
+}
+
+}  // namespace nibble

@@ -1,0 +1,163 @@
+#include "bench/table.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+namespace nibble {
+namespace {
+
+constexpr const char* kMissing = "n/a";
+
+bool is_measured(const ReportRow& row) {
+  return row.images_per_second || row.images_per_second_without_loader || row.latency || row.top1;
+}
+
+std::string percent(const std::optional<double>& fraction, int digits = 2) {
+  return fraction ? fmt::format("{:.{}f} %", *fraction * 100, digits) : kMissing;
+}
+
+std::string accuracy(const ReportRow& row) {
+  if (!row.top1) return kMissing;
+  if (!row.top1_interval) return percent(row.top1);
+  return fmt::format("{} ({:.2f} to {:.2f})", percent(row.top1), row.top1_interval->low * 100,
+                     row.top1_interval->high * 100);
+}
+
+std::string time(const Timing& timing) {
+  if (timing.runs.empty()) return kMissing;
+  return fmt::format("{:.3f} ± {:.3f} s", timing.mean(), timing.deviation());
+}
+
+std::string thousands(const std::optional<double>& value) {
+  if (!value) return kMissing;
+  std::string digits = fmt::format("{:.0f}", *value);
+  for (auto place = static_cast<std::ptrdiff_t>(digits.size()) - 3; place > 0; place -= 3) {
+    digits.insert(static_cast<std::size_t>(place), ",");
+  }
+  return digits;
+}
+
+std::string megabytes(const std::optional<std::int64_t>& bytes) {
+  return bytes ? fmt::format("{:.3f}", static_cast<double>(*bytes) / 1e6) : kMissing;
+}
+
+std::string milliseconds(double seconds) {
+  return fmt::format("{:.3f} ms", seconds * 1e3);
+}
+
+std::string text_or_missing(const std::string& text) {
+  return text.empty() ? kMissing : text;
+}
+
+std::string widths(const ReportRow& row) {
+  if (!row.weight_bits || !row.activation_bits) return kMissing;
+  return fmt::format("{}/{}", *row.weight_bits, *row.activation_bits);
+}
+
+struct Column {
+  const char* title;
+  bool right_aligned;
+  std::string (*text)(const ReportRow&);
+};
+
+const Column kColumns[] = {
+    {"row", false, [](const ReportRow& row) { return row.name; }},
+    {"engine", false, [](const ReportRow& row) { return row.engine; }},
+    {"bits w/a", true, widths},
+    {"instruction set", false, [](const ReportRow& row) { return text_or_missing(row.isa); }},
+    {"top-1 (95 % interval)", true, accuracy},
+    {"agreement", true, [](const ReportRow& row) { return percent(row.agreement); }},
+    {"McNemar p", true,
+     [](const ReportRow& row) {
+       return row.mcnemar_p ? fmt::format("{:.3g}", *row.mcnemar_p) : std::string(kMissing);
+     }},
+    {"all images", true, [](const ReportRow& row) { return time(row.seconds); }},
+    {"images/s", true, [](const ReportRow& row) { return thousands(row.images_per_second); }},
+    {"without loader", true,
+     [](const ReportRow& row) { return thousands(row.images_per_second_without_loader); }},
+    {"of peak", true, [](const ReportRow& row) { return percent(row.peak_fraction, 0); }},
+    {"file MB", true, [](const ReportRow& row) { return megabytes(row.file_bytes); }},
+    {"payload MB", true, [](const ReportRow& row) { return megabytes(row.payload_bytes); }},
+    {"signature", false, [](const ReportRow& row) { return text_or_missing(row.signature); }},
+};
+
+/// Only where some row has a value.
+const Column kLatencyColumns[] = {
+    {"latency", true,
+     [](const ReportRow& row) { return row.latency ? milliseconds(row.latency->median) : kMissing; }},
+    {"99 % under", true,
+     [](const ReportRow& row) { return row.latency ? milliseconds(row.latency->p99) : kMissing; }},
+};
+
+/// Columns that tell which row it is; the others are figures.
+constexpr std::size_t kIdentityColumns = 3;
+
+}  // namespace
+
+Table summary_table(const Report& report) {
+  std::vector<Column> columns(std::begin(kColumns), std::end(kColumns));
+  if (std::any_of(report.rows.begin(), report.rows.end(), [](const ReportRow& row) { return row.latency; })) {
+    columns.insert(columns.end(), std::begin(kLatencyColumns), std::end(kLatencyColumns));
+  }
+  Table table;
+  for (const Column& column : columns) {
+    table.header.emplace_back(column.title);
+    table.right_aligned.push_back(column.right_aligned);
+  }
+  for (const ReportRow& row : report.rows) {
+    std::vector<std::string> cells;
+    for (std::size_t i = 0; i < columns.size(); ++i) {
+      const bool replaced = i >= kIdentityColumns && !is_measured(row) && row.file.empty();
+      cells.push_back(replaced ? (i == kIdentityColumns ? "not measured" : "") : columns[i].text(row));
+    }
+    table.rows.push_back(std::move(cells));
+  }
+  return table;
+}
+
+Table profile_table(const ReportRow& row) {
+  Table table{{"layer", "time", "GMAC/s", "share"}, {false, true, true, true}, {}};
+  for (const LayerReport& layer : row.layers) {
+    const bool counts = layer.multiply_accumulates > 0;
+    table.rows.push_back(
+        {layer.name, milliseconds(layer.seconds),
+         counts ? fmt::format("{:.1f}", layer.multiply_accumulates / layer.seconds / 1e9) : "",
+         percent(layer.share, 1)});
+  }
+  return table;
+}
+
+std::vector<std::string> footer_lines(const Report& report) {
+  const ReportContext& context = report.context;
+  std::vector<std::string> lines;
+  lines.push_back(fmt::format("CPU: {}; instruction set {}; {} thread{}.", context.cpu, context.isa,
+                              context.threads, context.threads == 1 ? "" : "s"));
+  lines.push_back(fmt::format("Built from commit {} with oneDNN {}.", context.commit, context.onednn));
+  if (!context.implementations.empty()) {
+    std::string names;
+    for (const std::string& name : context.implementations) names += (names.empty() ? "" : ", ") + name;
+    lines.push_back(fmt::format("oneDNN's convolutions: {}.", names));
+  }
+  lines.push_back(fmt::format("Images: {}, {}{}.", text_or_missing(context.dataset.name),
+                              context.dataset.images ? std::to_string(*context.dataset.images) : kMissing,
+                              context.dataset.sha256.empty() ? "" : ", SHA-256 " + context.dataset.sha256));
+  if (context.peak_memory_bytes) {
+    lines.push_back(fmt::format("Peak memory of the process: {:.0f} MB.",
+                                static_cast<double>(*context.peak_memory_bytes) / 1e6));
+  }
+  for (const ReportRow& row : report.rows) {
+    if (row.measured) {
+      std::string versions;
+      for (const auto& [name, version] : row.measured->versions)
+        versions += fmt::format(", {} {}", name, version);
+      lines.push_back(
+          fmt::format("{}: measured {} on {}{}.", row.name, row.measured->date, row.measured->cpu, versions));
+    }
+    if (!row.note.empty()) lines.push_back(fmt::format("{} ({}): {}.", row.name, row.engine, row.note));
+  }
+  return lines;
+}
+
+}  // namespace nibble
