@@ -9,5 +9,6 @@ namespace nibble {
 // The rows that each kernel file brings; registry.cpp puts them in order.
 
 std::span<const ConvolutionKernel> reference_kernels();
+std::span<const ConvolutionKernel> int2_avx2_kernels();
 
 }  // namespace nibble

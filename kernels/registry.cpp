@@ -11,6 +11,7 @@ std::span<const ConvolutionKernel> convolution_kernels() {
   static const std::vector<ConvolutionKernel> kernels = [] {
     std::vector<ConvolutionKernel> rows;
     for (const std::span<const ConvolutionKernel> more : {
+             int2_avx2_kernels(),
              reference_kernels(),
          }) {
       rows.insert(rows.end(), more.begin(), more.end());

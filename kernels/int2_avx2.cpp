@@ -1,0 +1,442 @@
+// 2-bit weights, 2-bit activations, AVX2: a look-up (vpshufb) and an 8-bit addition for 64 products.
+//
+//   activations (index2), 32 lanes:  byte = a0 | a1 << 2, four bits of an index
+//   table of two weights, 16 bytes:  entry[a0 | a1 << 2] = w0 * a0 + w1 * a1 - minimum(w0, w1) >= 0
+//
+// Four levels give 16 tables, 256 bytes a layer, whatever the number of weights; a weight pair is stored as
+// the table's place, one byte. Entries are unsigned, so a run of them stays in 8 bits while the tables'
+// ranges (w0, w1 = 3, 3: 18) add up to at most 255. Run lengths are proved at packing, for every stretch of
+// steps.
+//
+// Partial sums of a run are stored as they are and widened at the end, three instructions each. As 16-bit
+// words, a register r holds even lanes + 256 * odd lanes. With S = sum of r and O = sum of (r >> 8), both
+// modulo 2^16, the odd lanes' sums are O and the even lanes' are S - 256 * O.
+//
+// Blocks of 6 positions x 2 output channels: 12 sums, 2 tables, 2 temporaries are the 16 registers; 8 vector
+// loads for 12 look-ups leave the look-ups the bound. What was tried instead is in docs/kernels.md.
+//
+//   weights:  [16 tables][16], then [pair of output channels][tap][group of 2 input channels][2] places
+//   program:  run length, then [tap][output channel, padded] sums of the tables' minima
+
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#include "kernels/blocks_avx2.h"
+#include "kernels/kernels.h"
+#include "kernels/output_avx2.h"
+
+namespace nibble {
+namespace {
+
+constexpr int kPositions = 6;
+constexpr int kPair = 2;  ///< output channels of a register block
+constexpr int kTableBytes = 16;
+constexpr int kTables = 16;
+
+struct Table {
+  std::array<std::uint8_t, kTableBytes> entries;
+  int minimum;
+  int range;  ///< of the entries
+};
+
+Table make_table(int w0, int w1) {
+  constexpr int kLimit = activation_limit(2);
+  Table table{{}, kLimit * (std::min(w0, 0) + std::min(w1, 0)), kLimit * (std::abs(w0) + std::abs(w1))};
+  for (int a1 = 0; a1 <= kLimit; ++a1) {
+    for (int a0 = 0; a0 <= kLimit; ++a0) {
+      table.entries[static_cast<std::size_t>(a0 | a1 << 2)] =
+          static_cast<std::uint8_t>(w0 * a0 + w1 * a1 - table.minimum);
+    }
+  }
+  return table;
+}
+
+int groups_of(const ConvolutionShape& shape) {
+  return group_count(kIndex2, shape.input_channels);
+}
+int padded_channels_of(const ConvolutionShape& shape) {
+  return (shape.output_channels + kOutputBlock - 1) / kOutputBlock * kOutputBlock;
+}
+
+/// The table of one step of one output channel. The second weight of an odd last input channel is any level:
+/// its activation is zero.
+int table_of(const ConvolutionLayer& layer, int output_channel, int tap, int group) {
+  const int channels = layer.shape.input_channels;
+  const auto code = [&](int channel) {
+    if (channel >= channels || output_channel >= layer.shape.output_channels) return 2;
+    const std::size_t at = static_cast<std::size_t>(output_channel) * layer.shape.filter_size() +
+                           static_cast<std::size_t>(tap * channels + channel);
+    return static_cast<int>(std::find(layer.levels.begin(), layer.levels.end(), layer.weights[at]) -
+                            layer.levels.begin());
+  };
+  return code(2 * group) | code(2 * group + 1) << 2;
+}
+
+std::array<Table, kTables> make_tables(const Levels& levels) {
+  std::array<Table, kTables> tables;
+  for (std::size_t i = 0; i < kTables; ++i) tables[i] = make_table(levels[i % 4], levels[i / 4]);
+  return tables;
+}
+
+/// The largest number of steps that no output channel can overflow 8 bits with, wherever a run begins; 0 when
+/// a channel's whole sum could pass 15 bits or a single entry 8.
+int proven_run_length(const ConvolutionLayer& layer) {
+  const int taps = layer.shape.kernel * layer.shape.kernel;
+  const int groups = groups_of(layer.shape);
+  if (taps * groups > kMaximumSteps || layer.levels[3] > 255 / activation_limit(2)) return 0;
+  const std::array<Table, kTables> tables = make_tables(layer.levels);
+  int proven = taps * groups;
+  std::vector<int> ranges(static_cast<std::size_t>(taps * groups));
+  for (int o = 0; o < layer.shape.output_channels; ++o) {
+    int total = 0;
+    for (int step = 0; step < taps * groups; ++step) {
+      const int range =
+          tables[static_cast<std::size_t>(table_of(layer, o, step / groups, step % groups))].range;
+      ranges[static_cast<std::size_t>(step)] = range;
+      total += range;
+    }
+    if (total > 32767) return 0;
+    int sum = 0;
+    std::size_t begin = 0;
+    for (std::size_t end = 0; end < ranges.size(); ++end) {
+      sum += ranges[end];
+      while (sum > 255) {
+        // begin .. end overflows, so no run may have this length.
+        proven = std::min(proven, static_cast<int>(end - begin));
+        sum -= ranges[begin++];
+      }
+    }
+  }
+  return proven;
+}
+
+bool supports(const ConvolutionLayer& layer) {
+  return steps_fit(layer.shape, groups_of(layer.shape), proven_run_length(layer));
+}
+
+PackedConvolution pack(const ConvolutionLayer& layer) {
+  const int taps = layer.shape.kernel * layer.shape.kernel;
+  const int groups = groups_of(layer.shape);
+  const int padded = padded_channels_of(layer.shape);
+  const std::array<Table, kTables> tables = make_tables(layer.levels);
+  PackedConvolution packed{layer.shape, layer.activation_bits, {}, {}};
+  for (const Table& table : tables) {
+    packed.weights.insert(packed.weights.end(), table.entries.begin(), table.entries.end());
+  }
+  packed.program.assign(static_cast<std::size_t>(1 + taps * padded), 0);
+  packed.program[0] = proven_run_length(layer);
+  for (int pair = 0; pair < padded; pair += kPair) {
+    for (int tap = 0; tap < taps; ++tap) {
+      for (int group = 0; group < groups; ++group) {
+        for (int o = pair; o < pair + kPair; ++o) {
+          const int table = table_of(layer, o, tap, group);
+          packed.weights.push_back(static_cast<std::uint8_t>(table * kTableBytes));
+          packed.program[static_cast<std::size_t>(1 + tap * padded + o)] +=
+              tables[static_cast<std::size_t>(table)].minimum;
+        }
+      }
+    }
+  }
+  return packed;
+}
+
+/// Sums of the runs of one register block, 8-bit, [run][output channel of the pair][position].
+struct Partial {
+  __m256i sums[kMaximumRuns * kPair * kPositions];
+};
+
+inline __m256i load_table(const std::uint8_t* table) {
+  return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(table)));
+}
+
+template <std::size_t... P>
+void accumulate_block(std::index_sequence<P...>, const std::uint8_t* input, std::ptrdiff_t stride,
+                      const Steps& steps, const std::uint8_t* tables, const std::uint8_t* weights,
+                      Partial& partial) {
+  constexpr std::size_t kCount = sizeof...(P);
+  const std::uint8_t* const position[kCount] = {input + static_cast<std::ptrdiff_t>(P) * stride...};
+  __m256i* store = partial.sums;
+  for (const Run& run : steps) {
+    const std::uint8_t* places = weights + kPair * run.weights;
+    const std::ptrdiff_t* step = run.first;
+    __m256i sums0[kCount];
+    __m256i sums1[kCount];
+    __m256i table0 = load_table(tables + places[0]);
+    __m256i table1 = load_table(tables + places[1]);
+    const auto activations = [&](std::size_t p) {
+      return loaded_once(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(position[p] + *step)));
+    };
+    const auto begin = [&](std::size_t p) __attribute__((always_inline)) {
+      const __m256i index = activations(p);
+      sums0[p] = _mm256_shuffle_epi8(table0, index);
+      sums1[p] = _mm256_shuffle_epi8(table1, index);
+    };
+    const auto add = [&](std::size_t p) __attribute__((always_inline)) {
+      const __m256i index = activations(p);
+      sums0[p] = _mm256_add_epi8(sums0[p], _mm256_shuffle_epi8(table0, index));
+      sums1[p] = _mm256_add_epi8(sums1[p], _mm256_shuffle_epi8(table1, index));
+    };
+    (begin(P), ...);
+    while (++step != run.last) {
+      places += kPair;
+      table0 = load_table(tables + places[0]);
+      table1 = load_table(tables + places[1]);
+      (add(P), ...);
+    }
+    (_mm256_store_si256(store + P, sums0[P]), ...);
+    (_mm256_store_si256(store + kCount + P, sums1[P]), ...);
+    store += kPair * kCount;
+  }
+}
+
+using Accumulate = void (*)(const std::uint8_t* input, std::ptrdiff_t stride, const Steps& steps,
+                            const std::uint8_t* tables, const std::uint8_t* weights, Partial& partial);
+
+template <std::size_t Positions>
+void accumulate(const std::uint8_t* input, std::ptrdiff_t stride, const Steps& steps,
+                const std::uint8_t* tables, const std::uint8_t* weights, Partial& partial) {
+  accumulate_block(std::make_index_sequence<Positions>{}, input, stride, steps, tables, weights, partial);
+}
+
+constexpr Accumulate kAccumulate[kPositions] = {accumulate<1>, accumulate<2>, accumulate<3>,
+                                                accumulate<4>, accumulate<5>, accumulate<6>};
+
+/// Unsigned 16-bit sums of the even and of the odd lanes.
+struct Widened {
+  __m256i even;
+  __m256i odd;
+};
+
+inline Widened widen(const __m256i* sums, int stride, int runs) {
+  __m256i words = sums[0];
+  __m256i odd = _mm256_srli_epi16(sums[0], 8);
+  for (int r = 1; r < runs; ++r) {
+    const __m256i more = sums[r * stride];
+    words = _mm256_add_epi16(words, more);
+    odd = _mm256_add_epi16(odd, _mm256_srli_epi16(more, 8));
+  }
+  return {_mm256_sub_epi16(words, _mm256_slli_epi16(odd, 8)), odd};
+}
+
+/// A block whose runs are done: what the output stages read.
+struct Block {
+  const Partial* partial;  ///< of two pairs of output channels
+  int positions;
+  int runs;
+  int first_position;
+  int channel;                  ///< first of the two pairs
+  const std::int32_t* minimum;  ///< [4]: sum = widened + minimum
+
+  Widened widened(int k, int p) const {
+    return widen(partial[k / kPair].sums + (k % kPair) * positions + p, kPair * positions, runs);
+  }
+};
+
+using Output = void (*)(const OutputStage& stage, const ConvolutionCall& call, const Block& block);
+
+inline void store(std::uint8_t* to, __m256i bytes) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bytes);
+}
+
+/// 2-bit outputs, two channels a byte, by comparing 16-bit sums with the three thresholds.
+void output_thresholds(const OutputStage& stage, const ConvolutionCall& call, const Block& block) {
+  const int channels = std::min(kOutputBlock, call.last_channel - block.channel);
+  for (int k = 0; k < channels; k += kPair) {
+    __m256i threshold[kPair][3];
+    for (int j = 0; j < kPair; ++j) {
+      for (int t = 0; t < 3; ++t) {
+        // A widened sum is at least 0 and at most 32767, and so are the thresholds that can decide.
+        const int value =
+            stage.thresholds[t * stage.padded_channels + block.channel + k + j] - block.minimum[k + j];
+        threshold[j][t] = _mm256_set1_epi16(static_cast<std::int16_t>(std::clamp(value, -1, 32767)));
+      }
+    }
+    const bool odd_last = k + 1 == channels;
+    for (int p = 0; p < block.positions; ++p) {
+      // Comparisons give -1, so these are minus q, and minus (q of even lanes + 256 * q of odd lanes).
+      const auto count = [&](__m256i sum, int j) {
+        return _mm256_add_epi16(_mm256_add_epi16(_mm256_cmpgt_epi16(sum, threshold[j][0]),
+                                                 _mm256_cmpgt_epi16(sum, threshold[j][1])),
+                                _mm256_cmpgt_epi16(sum, threshold[j][2]));
+      };
+      const Widened first = block.widened(k, p);
+      __m256i even = count(first.even, 0);
+      __m256i odd = count(first.odd, 0);
+      if (!odd_last) {
+        const Widened second = block.widened(k + 1, p);
+        even = _mm256_add_epi16(even, _mm256_slli_epi16(count(second.even, 1), 2));
+        odd = _mm256_add_epi16(odd, _mm256_slli_epi16(count(second.odd, 1), 2));
+      }
+      store(call.output.at(block.first_position + p, (block.channel + k) / 2),
+            _mm256_sub_epi16(_mm256_setzero_si256(), _mm256_add_epi16(even, _mm256_slli_epi16(odd, 8))));
+    }
+  }
+}
+
+enum class Residual { none, unsigned8, signed8 };
+
+/// 8-bit outputs, planar, with or without residual and the next block's 2-bit x.
+template <Residual residual, bool is_signed>
+void output_bytes(const OutputStage& stage, const ConvolutionCall& call, const Block& block) {
+  // A 16-bit word u above 0x4B00 is the float 2^23 + u, so one subtraction gives u plus any exact integer.
+  constexpr float kTwo23 = 8388608.0F;
+  const __m256i exponent = _mm256_set1_epi16(0x4B00);
+  const __m256 ratio = _mm256_set1_ps(stage.residual_ratio);
+  const __m256 residual_bias = _mm256_set1_ps(residual == Residual::signed8 ? kTwo23 + 128.0F : kTwo23);
+  const __m256 highest = _mm256_set1_ps(static_cast<float>(stage.range.highest));
+  const __m256i sign = _mm256_set1_epi8(-128);
+  // The packs leave eight even and eight odd lanes in each half.
+  const __m256i interleave = _mm256_setr_epi8(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15,  //
+                                              0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
+  __m256i x_threshold[3] = {};
+  if (stage.derived_bits != 0) {
+    for (int t = 0; t < 3; ++t) {
+      x_threshold[t] = _mm256_set1_epi8(static_cast<char>(stage.derived_thresholds[t] ^ 0x80));
+    }
+  }
+  const int channels = std::min(kOutputBlock, call.last_channel - block.channel);
+  for (int p = 0; p < block.positions; ++p) {
+    const int position = block.first_position + p;
+    __m256i minus_x[kOutputBlock];
+    for (int k = 0; k < channels; ++k) {
+      const int channel = block.channel + k;
+      const __m256 scale = _mm256_broadcast_ss(stage.scale + channel);
+      const __m256 offset = _mm256_broadcast_ss(stage.offset + channel);
+      const __m256 bias = _mm256_set1_ps(kTwo23 - static_cast<float>(block.minimum[k]));
+      const auto quantized = [&](__m256i word, __m256i residual_word) __attribute__((always_inline)) {
+        __m256 y = _mm256_sub_ps(_mm256_castsi256_ps(word), bias);
+        y = _mm256_mul_ps(y, scale);
+        y = _mm256_add_ps(y, offset);
+        if constexpr (residual != Residual::none) {
+          y = _mm256_fmadd_ps(_mm256_sub_ps(_mm256_castsi256_ps(residual_word), residual_bias), ratio, y);
+        }
+        // Saturating packs clamp all but what the conversion cannot hold: above 2^31.
+        return _mm256_cvtps_epi32(_mm256_min_ps(y, highest));
+      };
+      __m256i residual_even = _mm256_setzero_si256();
+      __m256i residual_odd = _mm256_setzero_si256();
+      if constexpr (residual != Residual::none) {
+        __m256i bytes =
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(call.residual.at(position, channel)));
+        if constexpr (residual == Residual::signed8) bytes = _mm256_xor_si256(bytes, sign);
+        residual_even = _mm256_and_si256(bytes, _mm256_set1_epi16(0xFF));
+        residual_odd = _mm256_srli_epi16(bytes, 8);
+      }
+      const Widened sum = block.widened(k, p);
+      const __m256i even = _mm256_packs_epi32(quantized(_mm256_unpacklo_epi16(sum.even, exponent),
+                                                        _mm256_unpacklo_epi16(residual_even, exponent)),
+                                              quantized(_mm256_unpackhi_epi16(sum.even, exponent),
+                                                        _mm256_unpackhi_epi16(residual_even, exponent)));
+      const __m256i odd = _mm256_packs_epi32(
+          quantized(_mm256_unpacklo_epi16(sum.odd, exponent), _mm256_unpacklo_epi16(residual_odd, exponent)),
+          quantized(_mm256_unpackhi_epi16(sum.odd, exponent), _mm256_unpackhi_epi16(residual_odd, exponent)));
+      const __m256i packed = is_signed ? _mm256_packs_epi16(even, odd) : _mm256_packus_epi16(even, odd);
+      const __m256i bytes = _mm256_shuffle_epi8(packed, interleave);
+      store(call.output.at(position, channel), bytes);
+      const __m256i flipped = _mm256_xor_si256(bytes, sign);
+      minus_x[k] = _mm256_add_epi8(_mm256_add_epi8(_mm256_cmpgt_epi8(flipped, x_threshold[0]),
+                                                   _mm256_cmpgt_epi8(flipped, x_threshold[1])),
+                                   _mm256_cmpgt_epi8(flipped, x_threshold[2]));
+    }
+    if (stage.derived_bits == 0) continue;
+    for (int k = 0; k < channels; k += kPair) {
+      __m256i index = minus_x[k];
+      if (k + 1 < channels) {
+        // Times 4 as two additions: a byte shift does not exist.
+        const __m256i twice = _mm256_add_epi8(minus_x[k + 1], minus_x[k + 1]);
+        index = _mm256_add_epi8(index, _mm256_add_epi8(twice, twice));
+      }
+      store(call.derived.at(position, (block.channel + k) / 2),
+            _mm256_sub_epi8(_mm256_setzero_si256(), index));
+    }
+  }
+}
+
+/// Every other combination of formats.
+void output_any(const OutputStage& stage, const ConvolutionCall& call, const Block& block) {
+  for (int p = 0; p < block.positions; ++p) {
+    __m256i sums[kOutputBlock][4] = {};
+    for (int k = 0; k < kOutputBlock && block.channel + k < call.last_channel; ++k) {
+      const Widened sum = block.widened(k, p);
+      const __m256i minimum = _mm256_set1_epi32(block.minimum[k]);
+      const __m256i low = _mm256_unpacklo_epi16(sum.even, sum.odd);   // lanes 0-7, 16-23
+      const __m256i high = _mm256_unpackhi_epi16(sum.even, sum.odd);  // lanes 8-15, 24-31
+      const __m128i words[4] = {_mm256_castsi256_si128(low), _mm256_castsi256_si128(high),
+                                _mm256_extracti128_si256(low, 1), _mm256_extracti128_si256(high, 1)};
+      for (int part = 0; part < 4; ++part) {
+        sums[k][part] = _mm256_add_epi32(_mm256_cvtepu16_epi32(words[part]), minimum);
+      }
+    }
+    write_outputs(stage, call, block.first_position + p, block.channel, sums);
+  }
+}
+
+Output choose_output(const OutputStage& stage) {
+  if (stage.thresholds != nullptr && stage.format == kIndex2 && stage.derived_bits == 0) {
+    return output_thresholds;
+  }
+  const bool planar =
+      stage.format == kPlanar8 && (!stage.has_residual() || stage.residual_format == kPlanar8) &&
+      (stage.derived_bits == 0 || (stage.derived_bits == 2 && stage.derived_format == kIndex2));
+  if (!planar) return output_any;
+  if (stage.range.lowest < 0) {
+    return stage.has_residual() ? output_any : output_bytes<Residual::none, true>;
+  }
+  if (!stage.has_residual()) return output_bytes<Residual::none, false>;
+  return stage.residual_signed ? output_bytes<Residual::signed8, false>
+                               : output_bytes<Residual::unsigned8, false>;
+}
+
+void run(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call) {
+  const int groups = groups_of(packed.shape);
+  const int padded = padded_channels_of(packed.shape);
+  const std::ptrdiff_t pair_bytes =
+      std::ptrdiff_t{packed.shape.kernel} * packed.shape.kernel * groups * kPair;
+  const std::uint8_t* tables = packed.weights.data();
+  const std::uint8_t* weights = tables + kTables * kTableBytes;
+  const std::int32_t* minima = packed.program.data() + 1;
+  const Steps steps(call, groups, packed.program[0]);
+  const Output output = choose_output(stage);
+
+  alignas(32) Partial partial[kOutputBlock / kPair];
+  constexpr int kChunk = 64;  // output channels whose sums of minima are at hand
+  alignas(32) std::int32_t minimum[kChunk];
+  for (int chunk = call.first_channel; chunk < call.last_channel; chunk += kChunk) {
+    const int chunk_end = std::min(chunk + kChunk, call.last_channel);
+    std::memset(minimum, 0, sizeof minimum);
+    for (const Tap& tap : call.taps) {
+      const std::int32_t* of_tap = minima + std::ptrdiff_t{tap.index} * padded + chunk;
+      const int count = std::min(kChunk, padded - chunk);
+      for (int k = 0; k < count; ++k) minimum[k] += of_tap[k];
+    }
+    for (int first = 0, left = call.positions; left > 0;) {
+      // As equal blocks as possible: 14 positions are 5 + 5 + 4.
+      const int positions = left / ((left + kPositions - 1) / kPositions);
+      const std::uint8_t* input = call.input.at(first, 0);
+      for (int channel = chunk; channel < chunk_end; channel += kOutputBlock) {
+        for (int pair = 0; pair < kOutputBlock / kPair && channel + pair * kPair < chunk_end; ++pair) {
+          kAccumulate[positions - 1](input, call.input.position_stride, steps, tables,
+                                     weights + (channel / kPair + pair) * pair_bytes, partial[pair]);
+        }
+        output(stage, call, {partial, positions, steps.count(), first, channel, minimum + (channel - chunk)});
+      }
+      first += positions;
+      left -= positions;
+    }
+  }
+}
+
+constexpr std::array kRows = {
+    ConvolutionKernel{"int2_avx2", InstructionSet::avx2, 2, 2, kLanes, kOutputBlock, kIndex2, supports, pack,
+                      run},
+};
+
+}  // namespace
+
+std::span<const ConvolutionKernel> int2_avx2_kernels() {
+  return kRows;
+}
+
+}  // namespace nibble
