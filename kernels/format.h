@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 namespace nibble {
 
@@ -65,20 +66,15 @@ inline int load_activation(const InputView& view, const ActivationFormat& format
   return static_cast<int>((value >> (first_bit % 8)) & ((1U << format.bits) - 1U));
 }
 
-/// Sets one activation's bits and leaves its neighbours' as they are.
+/// Stores one activation; the first channel of a group clears the whole group, so store in ascending order.
 inline void store_activation(const OutputView& view, const ActivationFormat& format, std::ptrdiff_t position,
                              int channel, int lane, int value) {
   std::uint8_t* bytes = view.at(position, channel / format.channels) + std::ptrdiff_t{lane} * format.bytes;
   const int first_bit = channel % format.channels * format.bits;
-  std::uint8_t* low = bytes + first_bit / 8;
-  if (format.bits == 2) {
-    const unsigned mask = 3U << (first_bit % 8);
-    *low = static_cast<std::uint8_t>((*low & ~mask) |
-                                     ((static_cast<unsigned>(value) << (first_bit % 8)) & mask));
-    return;
-  }
-  *low = static_cast<std::uint8_t>(value);
-  if (format.bits == 16) low[1] = static_cast<std::uint8_t>(static_cast<unsigned>(value) >> 8);
+  if (first_bit == 0) std::memset(bytes, 0, static_cast<std::size_t>(format.bytes));
+  const unsigned field = (static_cast<unsigned>(value) & ((1U << format.bits) - 1U)) << (first_bit % 8);
+  bytes[first_bit / 8] = static_cast<std::uint8_t>(bytes[first_bit / 8] | (field & 0xFFU));
+  if (format.bits == 16) bytes[first_bit / 8 + 1] = static_cast<std::uint8_t>(field >> 8);
 }
 
 }  // namespace nibble

@@ -26,59 +26,66 @@ int sign_extended(int value, int bits) {
   return (value ^ sign) - sign;
 }
 
+constexpr int kBlock = 12;  // a multiple of every format's group
+
+template <typename Accumulator>
+Accumulator sum_of_products(const PackedConvolution& packed, const ConvolutionCall& call, int position,
+                            int o) {
+  const ActivationFormat input_format = packed.activation_bits == 16 ? kPlanar16 : kPlanar8;
+  const int channels = packed.shape.input_channels;
+  const auto* weights = reinterpret_cast<const std::int16_t*>(packed.weights.data()) +
+                        o * static_cast<std::ptrdiff_t>(packed.shape.filter_size());
+  Accumulator sum = 0;
+  for (const Tap& tap : call.taps) {
+    const InputView view{call.input.data + tap.offset, call.input.position_stride, call.input.group_stride};
+    for (int i = 0; i < channels; ++i) {
+      sum += static_cast<Accumulator>(weights[tap.index * channels + i] *
+                                      load_activation(view, input_format, position, i, 0));
+    }
+  }
+  return sum;
+}
+
+template <typename Accumulator>
+int quantized_output(const OutputStage& stage, const ConvolutionCall& call, int position, int o,
+                     Accumulator sum) {
+  if (!stage.has_residual()) return requantize(sum, stage.scale[o], stage.offset[o], stage.range);
+  int residual = load_activation(call.residual, stage.residual_format, position, o, 0);
+  if (stage.residual_signed) residual = sign_extended(residual, stage.residual_format.bits);
+  return requantize(sum, stage.scale[o], stage.offset[o], residual, stage.residual_ratio, stage.range);
+}
+
 template <typename Accumulator>
 void run_reference(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call) {
-  const int channels = packed.shape.input_channels;
-  const ActivationFormat input_format = packed.activation_bits == 16 ? kPlanar16 : kPlanar8;
-  const auto* weights = reinterpret_cast<const std::int16_t*>(packed.weights.data());
-  const int padded_last = call.last_channel == packed.shape.output_channels
-                              ? group_count(stage.format, call.last_channel) * stage.format.channels
-                              : call.last_channel;
-  for (int p = 0; p < call.positions; ++p) {
-    for (int o = call.first_channel; o < call.last_channel; ++o) {
-      Accumulator sum = 0;
-      for (const Tap& tap : call.taps) {
-        const InputView view{call.input.data + tap.offset, call.input.position_stride,
-                             call.input.group_stride};
-        const std::int16_t* filter = weights + o * static_cast<std::ptrdiff_t>(packed.shape.filter_size()) +
-                                     std::ptrdiff_t{tap.index} * channels;
-        for (int i = 0; i < channels; ++i) {
-          sum += static_cast<Accumulator>(filter[i] * load_activation(view, input_format, p, i, 0));
+  for (int position = 0; position < call.positions; ++position) {
+    for (int first = call.first_channel; first < call.last_channel; first += kBlock) {
+      // The residual may be overwritten by the output, so a block is read before any of it is stored.
+      const int last = std::min(first + kBlock, call.last_channel);
+      std::array<int, kBlock> q{};
+      for (int o = first; o < last; ++o) {
+        const auto sum = sum_of_products<Accumulator>(packed, call, position, o);
+        q[static_cast<std::size_t>(o - first)] = quantized_output(stage, call, position, o, sum);
+      }
+      for (int o = first; o < last; ++o) {
+        const int value = q[static_cast<std::size_t>(o - first)];
+        store_activation(call.output, stage.format, position, o, 0, value);
+        if (stage.derived_bits != 0) {
+          store_activation(call.derived, stage.derived_format, position, o, 0,
+                           derive_input(value, stage.derived_ratio, stage.derived_bits));
         }
-      }
-      int q = 0;
-      if (stage.has_residual()) {
-        int residual = load_activation(call.residual, stage.residual_format, p, o, 0);
-        if (stage.residual_signed) residual = sign_extended(residual, stage.residual_format.bits);
-        q = requantize(sum, stage.scale[o], stage.offset[o], residual, stage.residual_ratio, stage.range);
-      } else {
-        q = requantize(sum, stage.scale[o], stage.offset[o], stage.range);
-      }
-      store_activation(call.output, stage.format, p, o, 0, q);
-      if (stage.derived_bits != 0) {
-        store_activation(call.derived, stage.derived_format, p, o, 0,
-                         derive_input(q, stage.derived_ratio, stage.derived_bits));
-      }
-    }
-    for (int o = call.last_channel; o < padded_last; ++o)
-      store_activation(call.output, stage.format, p, o, 0, 0);
-    if (stage.derived_bits != 0 && call.last_channel == packed.shape.output_channels) {
-      const int derived_last =
-          group_count(stage.derived_format, call.last_channel) * stage.derived_format.channels;
-      for (int o = call.last_channel; o < derived_last; ++o) {
-        store_activation(call.derived, stage.derived_format, p, o, 0, 0);
       }
     }
   }
 }
 
 constexpr ConvolutionKernel narrow_row(std::string_view name, int weight_bits, int activation_bits) {
-  return {name,           InstructionSet::reference,  weight_bits, activation_bits, 1, 1, kPlanar8, supports,
-          pack_canonical, run_reference<std::int32_t>};
+  return {
+      name,           InstructionSet::reference,  weight_bits, activation_bits, 1, kBlock, kPlanar8, supports,
+      pack_canonical, run_reference<std::int32_t>};
 }
 
 constexpr std::array kRows = {
-    ConvolutionKernel{"int16_reference", InstructionSet::reference, 16, 16, 1, 1, kPlanar16, supports,
+    ConvolutionKernel{"int16_reference", InstructionSet::reference, 16, 16, 1, kBlock, kPlanar16, supports,
                       pack_canonical, run_reference<std::int64_t>},
     narrow_row("int8_reference", 8, 8),
     narrow_row("int8a4_reference", 8, 4),

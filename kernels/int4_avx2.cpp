@@ -1,0 +1,371 @@
+// 4-bit weights and activations, AVX2: vpmaddubsw and a 16-bit addition for 32 products. The same code serves
+// every pair of widths whose channel pairs are proved to fit 16 bits.
+//
+//   activations (quads8), 8 lanes:   L0: a0 a1 a2 a3 | L1: a0 a1 a2 a3 | ...      u8
+//   weights of four input channels:  w0 w1 w2 w3, one vpbroadcastd                s8
+//   sums of a run, 16 words:         L0: a0 w0 + a1 w1, a2 w2 + a3 w3 | L1: ...   s16
+//
+// Each word adds one pair of a group, so at 15 * 7 * 2 = 210 a pair 156 groups fit: 3x3 over 64 channels has
+// 144 and is never widened. Run lengths are proved at packing for every stretch of steps. Multiplication by
+// one (vpmaddwd) at the end adds the two words of a lane and gives the s32 that requantization converts.
+//
+// Blocks of 3 positions x 16 lanes x 2 output channels: 12 sums, 2 weights, 2 temporaries are the 16
+// registers. 16 lanes of quads8 are a whole cache line.
+//
+//   weights:  s8 [pair of output channels][tap][group of 4 input channels][2][4]
+//   program:  run length
+
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#include "kernels/blocks_avx2.h"
+#include "kernels/kernels.h"
+#include "kernels/output_avx2.h"
+
+namespace nibble {
+namespace {
+
+constexpr int kPositions = 3;
+constexpr int kPair = 2;   ///< output channels of a register block
+constexpr int kParts = 2;  ///< registers of 8 lanes in a register block
+constexpr int kHalves = kLanes / (8 * kParts);
+constexpr int kQuad = 4;  ///< input channels of a step
+constexpr int kPartBytes = 32;
+
+int groups_of(const ConvolutionShape& shape) {
+  return group_count(kQuads8, shape.input_channels);
+}
+int padded_channels_of(const ConvolutionShape& shape) {
+  return (shape.output_channels + kOutputBlock - 1) / kOutputBlock * kOutputBlock;
+}
+
+/// Zero for channels that do not exist.
+int weight_of(const ConvolutionLayer& layer, int output_channel, int tap, int channel) {
+  if (output_channel >= layer.shape.output_channels || channel >= layer.shape.input_channels) return 0;
+  return layer.weights[static_cast<std::size_t>(output_channel) * layer.shape.filter_size() +
+                       static_cast<std::size_t>(tap * layer.shape.input_channels + channel)];
+}
+
+/// The largest number of steps with which no word of any output channel leaves s16, wherever a run begins;
+/// 0 when a single pair could, which vpmaddubsw would saturate.
+int proven_run_length(const ConvolutionLayer& layer) {
+  const int taps = layer.shape.kernel * layer.shape.kernel;
+  const int groups = groups_of(layer.shape);
+  const int limit = activation_limit(layer.activation_bits);
+  const int steps = taps * groups;
+  if (steps > kMaximumSteps) return 0;
+  struct Extremes {
+    int lowest;
+    int highest;
+  };
+  std::vector<Extremes> of_step(static_cast<std::size_t>(steps));
+  int proven = steps;
+  for (int o = 0; o < layer.shape.output_channels; ++o) {
+    for (int first = 0; first < kQuad; first += 2) {  // the word's place in the group
+      for (int step = 0; step < steps; ++step) {
+        Extremes& extremes = of_step[static_cast<std::size_t>(step)];
+        extremes = {0, 0};
+        for (int i = first; i < first + 2; ++i) {
+          const int weight = weight_of(layer, o, step / groups, kQuad * (step % groups) + i);
+          (weight < 0 ? extremes.lowest : extremes.highest) += weight * limit;
+        }
+      }
+      Extremes sum{0, 0};
+      std::size_t begin = 0;
+      for (std::size_t end = 0; end < of_step.size(); ++end) {
+        sum.lowest += of_step[end].lowest;
+        sum.highest += of_step[end].highest;
+        while (sum.lowest < -32768 || sum.highest > 32767) {
+          // begin .. end overflows, so no run may have this length.
+          proven = std::min(proven, static_cast<int>(end - begin));
+          sum.lowest -= of_step[begin].lowest;
+          sum.highest -= of_step[begin].highest;
+          ++begin;
+        }
+      }
+    }
+  }
+  return proven;
+}
+
+bool supports(const ConvolutionLayer& layer) {
+  return steps_fit(layer.shape, groups_of(layer.shape), proven_run_length(layer));
+}
+
+PackedConvolution pack(const ConvolutionLayer& layer) {
+  const int taps = layer.shape.kernel * layer.shape.kernel;
+  const int groups = groups_of(layer.shape);
+  PackedConvolution packed{layer.shape, layer.activation_bits, {}, {proven_run_length(layer)}};
+  for (int pair = 0; pair < padded_channels_of(layer.shape); pair += kPair) {
+    for (int tap = 0; tap < taps; ++tap) {
+      for (int group = 0; group < groups; ++group) {
+        for (int o = pair; o < pair + kPair; ++o) {
+          for (int i = kQuad * group; i < kQuad * (group + 1); ++i) {
+            packed.weights.push_back(static_cast<std::uint8_t>(weight_of(layer, o, tap, i)));
+          }
+        }
+      }
+    }
+  }
+  return packed;
+}
+
+/// Sums of the runs of one register block, s16: [run][output channel of the pair][position][part].
+struct Partial {
+  __m256i sums[kMaximumRuns * kPair * kPositions * kParts];
+};
+
+inline __m256i broadcast_quad(const std::uint8_t* weights) {
+  std::int32_t quad = 0;
+  std::memcpy(&quad, weights, sizeof quad);
+  return _mm256_set1_epi32(quad);
+}
+
+/// B: positions * kParts registers; register b is part b % kParts of position b / kParts.
+template <std::size_t... B>
+inline __attribute__((always_inline)) void accumulate_block(std::index_sequence<B...>,
+                                                            const std::uint8_t* input, std::ptrdiff_t stride,
+                                                            const Steps& steps, const std::uint8_t* weights,
+                                                            Partial& partial) {
+  constexpr std::size_t kCount = sizeof...(B);
+  const std::uint8_t* const position[kPositions] = {input, input + stride, input + 2 * stride};
+  __m256i* store = partial.sums;
+  for (const Run& run : steps) {
+    const std::uint8_t* quads = weights + kPair * kQuad * run.weights;
+    const std::ptrdiff_t* step = run.first;
+    __m256i sums0[kCount];
+    __m256i sums1[kCount];
+    __m256i weights0 = broadcast_quad(quads);
+    __m256i weights1 = broadcast_quad(quads + kQuad);
+    const auto activations = [&](std::size_t b) __attribute__((always_inline)) {
+      return loaded_once(_mm256_loadu_si256(
+          reinterpret_cast<const __m256i*>(position[b / kParts] + *step + kPartBytes * (b % kParts))));
+    };
+    const auto begin = [&](std::size_t b) __attribute__((always_inline)) {
+      const __m256i a = activations(b);
+      sums0[b] = _mm256_maddubs_epi16(a, weights0);
+      sums1[b] = _mm256_maddubs_epi16(a, weights1);
+    };
+    const auto add = [&](std::size_t b) __attribute__((always_inline)) {
+      const __m256i a = activations(b);
+      sums0[b] = _mm256_add_epi16(sums0[b], _mm256_maddubs_epi16(a, weights0));
+      sums1[b] = _mm256_add_epi16(sums1[b], _mm256_maddubs_epi16(a, weights1));
+    };
+    (begin(B), ...);
+    while (++step != run.last) {
+      quads += kPair * kQuad;
+      weights0 = broadcast_quad(quads);
+      weights1 = broadcast_quad(quads + kQuad);
+      (add(B), ...);
+    }
+    (_mm256_store_si256(store + B, sums0[B]), ...);
+    (_mm256_store_si256(store + kCount + B, sums1[B]), ...);
+    store += kPair * kCount;
+  }
+}
+
+using Accumulate = void (*)(const std::uint8_t* input, std::ptrdiff_t stride, const Steps& steps,
+                            const std::uint8_t* weights, Partial& partial);
+
+template <std::size_t Positions>
+void accumulate(const std::uint8_t* input, std::ptrdiff_t stride, const Steps& steps,
+                const std::uint8_t* weights, Partial& partial) {
+  accumulate_block(std::make_index_sequence<Positions * kParts>{}, input, stride, steps, weights, partial);
+}
+
+constexpr Accumulate kAccumulate[kPositions] = {accumulate<1>, accumulate<2>, accumulate<3>};
+
+/// A block whose runs are done: what the output stages read.
+struct Block {
+  const Partial* partial;  ///< of two pairs of output channels, 16 lanes
+  int positions;
+  int runs;
+  int first_position;
+  int channel;  ///< first of the two pairs
+  int half;     ///< which 16 of the 32 lanes
+
+  /// Sums of channel `channel` + k, position p, 8 lanes, s32.
+  __m256i sum(int k, int p, int part) const {
+    const __m256i ones = _mm256_set1_epi16(1);
+    const int registers = kPair * positions * kParts;
+    const __m256i* words = partial[k / kPair].sums + ((k % kPair) * positions + p) * kParts + part;
+    __m256i total = _mm256_madd_epi16(words[0], ones);
+    for (int r = 1; r < runs; ++r) {
+      total = _mm256_add_epi32(total, _mm256_madd_epi16(words[r * registers], ones));
+    }
+    return total;
+  }
+};
+
+/// x at 4 bits from 32 bytes of the stream: how many of 15 ascending thresholds are exceeded, by bisection
+/// with table look-ups.
+class FourBitThresholds {
+ public:
+  explicit FourBitThresholds(const std::uint8_t* thresholds) {
+    alignas(32) std::uint8_t flipped[4][16] = {};  // comparisons are signed
+    for (int k = 0; k < 15; ++k) flipped[0][k] = static_cast<std::uint8_t>(thresholds[k] ^ 0x80);
+    for (int k = 0; k < 14; ++k) flipped[1][k] = flipped[0][k + 1];
+    for (int k = 0; k < 12; ++k) flipped[2][k] = flipped[0][k + 3];
+    for (int level = 0; level < 3; ++level) {
+      table_[level] =
+          _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(flipped[level])));
+    }
+    middle_ = _mm256_set1_epi8(static_cast<char>(flipped[0][7]));
+  }
+
+  __m256i derive(__m256i stream) const {
+    const __m256i value = _mm256_xor_si256(stream, _mm256_set1_epi8(-128));
+    // x is known but for its lowest 3, 2, 1, 0 bits; table_[level][x] is the threshold of the next bit.
+    __m256i x = _mm256_and_si256(_mm256_cmpgt_epi8(value, middle_), _mm256_set1_epi8(8));
+    x = _mm256_or_si256(x, _mm256_and_si256(_mm256_cmpgt_epi8(value, _mm256_shuffle_epi8(table_[2], x)),
+                                            _mm256_set1_epi8(4)));
+    x = _mm256_or_si256(x, _mm256_and_si256(_mm256_cmpgt_epi8(value, _mm256_shuffle_epi8(table_[1], x)),
+                                            _mm256_set1_epi8(2)));
+    return _mm256_sub_epi8(x, _mm256_cmpgt_epi8(value, _mm256_shuffle_epi8(table_[0], x)));
+  }
+
+ private:
+  __m256i table_[3];  ///< [level][x]: threshold number x + 2^level - 1
+  __m256i middle_;
+};
+
+enum class Residual { none, unsigned8, signed8 };
+
+/// Bytes in quads8, with or without a residual in quads8 and the next block's 4-bit x.
+template <Residual residual, bool is_signed>
+void output_quads(const OutputStage& stage, const ConvolutionCall& call, const Block& block) {
+  const __m256 ratio = _mm256_set1_ps(stage.residual_ratio);
+  const __m256 highest = _mm256_set1_ps(static_cast<float>(stage.range.highest));
+  // The packs leave, in each half, four lanes of channel 0, four of channel 1, ...
+  const __m256i transpose = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15,  //
+                                             0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  constexpr std::uint8_t kUnused[15] = {};
+  const FourBitThresholds thresholds(stage.derived_bits == 4 ? stage.derived_thresholds : kUnused);
+  const int group = block.channel / kQuad;
+  __m256 scale[kQuad];
+  __m256 offset[kQuad];
+  for (int k = 0; k < kQuad; ++k) {
+    scale[k] = _mm256_broadcast_ss(stage.scale + block.channel + k);
+    offset[k] = _mm256_broadcast_ss(stage.offset + block.channel + k);
+  }
+  for (int p = 0; p < block.positions; ++p) {
+    const int position = block.first_position + p;
+    const std::ptrdiff_t lanes = std::ptrdiff_t{block.half} * kParts * kPartBytes;
+    for (int part = 0; part < kParts; ++part) {
+      __m256i residuals = _mm256_setzero_si256();
+      if constexpr (residual != Residual::none) {
+        residuals = _mm256_loadu_si256(
+            reinterpret_cast<const __m256i*>(call.residual.at(position, group) + lanes + part * kPartBytes));
+      }
+      const auto quantized = [&](int k) __attribute__((always_inline)) {
+        __m256 y = _mm256_mul_ps(_mm256_cvtepi32_ps(block.sum(k, p, part)), scale[k]);
+        y = _mm256_add_ps(y, offset[k]);
+        if constexpr (residual != Residual::none) {
+          const __m256i top = _mm256_slli_epi32(residuals, 24 - 8 * k);
+          const __m256i r =
+              residual == Residual::signed8 ? _mm256_srai_epi32(top, 24) : _mm256_srli_epi32(top, 24);
+          y = _mm256_fmadd_ps(_mm256_cvtepi32_ps(r), ratio, y);
+        }
+        // Saturating packs clamp all but what the conversion cannot hold: above 2^31.
+        return _mm256_cvtps_epi32(_mm256_min_ps(y, highest));
+      };
+      const __m256i low = _mm256_packs_epi32(quantized(0), quantized(1));
+      const __m256i high = _mm256_packs_epi32(quantized(2), quantized(3));
+      const __m256i packed = is_signed ? _mm256_packs_epi16(low, high) : _mm256_packus_epi16(low, high);
+      const __m256i bytes = _mm256_shuffle_epi8(packed, transpose);
+      const auto store = [&](const OutputView& view, __m256i value) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(view.at(position, group) + lanes + part * kPartBytes),
+                            value);
+      };
+      store(call.output, bytes);
+      if (stage.derived_bits != 0) store(call.derived, thresholds.derive(bytes));
+    }
+  }
+}
+
+using Output = void (*)(const OutputStage& stage, const ConvolutionCall& call, const Block& block);
+
+/// nullptr: the output stage that all AVX2 kernels share, which wants 32 lanes at once.
+Output choose_output(const OutputStage& stage) {
+  const bool quads =
+      stage.format == kQuads8 && (!stage.has_residual() || stage.residual_format == kQuads8) &&
+      (stage.derived_bits == 0 || (stage.derived_bits == 4 && stage.derived_format == kQuads8));
+  if (!quads) return nullptr;
+  if (stage.range.lowest < 0) {
+    return stage.has_residual() ? nullptr : output_quads<Residual::none, true>;
+  }
+  if (!stage.has_residual()) return output_quads<Residual::none, false>;
+  return stage.residual_signed ? output_quads<Residual::signed8, false>
+                               : output_quads<Residual::unsigned8, false>;
+}
+
+/// The two halves of a block's lanes, by the shared output stage.
+void output_any(const OutputStage& stage, const ConvolutionCall& call, const Block (&halves)[kHalves]) {
+  const Block& block = halves[0];
+  for (int p = 0; p < block.positions; ++p) {
+    __m256i sums[kOutputBlock][kHalves * kParts] = {};
+    for (int k = 0; k < kOutputBlock && block.channel + k < call.last_channel; ++k) {
+      for (int part = 0; part < kHalves * kParts; ++part) {
+        sums[k][part] = halves[part / kParts].sum(k, p, part % kParts);
+      }
+    }
+    write_outputs(stage, call, block.first_position + p, block.channel, sums);
+  }
+}
+
+void run(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call) {
+  const int groups = groups_of(packed.shape);
+  const std::ptrdiff_t pair_bytes =
+      std::ptrdiff_t{packed.shape.kernel} * packed.shape.kernel * groups * kPair * kQuad;
+  const Steps steps(call, groups, packed.program[0]);
+  const Output output = choose_output(stage);
+
+  alignas(32) Partial partial[kHalves][kOutputBlock / kPair];
+  for (int first = 0, left = call.positions; left > 0;) {
+    const int positions = left / ((left + kPositions - 1) / kPositions);
+    const auto compute = [&](int channel, int half) {
+      const std::uint8_t* input = call.input.at(first, 0) + std::ptrdiff_t{half} * kParts * kPartBytes;
+      for (int pair = 0; pair < kOutputBlock / kPair; ++pair) {
+        kAccumulate[positions - 1](input, call.input.position_stride, steps,
+                                   packed.weights.data() + (channel / kPair + pair) * pair_bytes,
+                                   partial[half][pair]);
+      }
+      return Block{partial[half], positions, steps.count(), first, channel, half};
+    };
+    if (output != nullptr) {
+      // Half the lanes at a time, so that the rows under a block stay in the first-level cache.
+      for (int half = 0; half < kHalves; ++half) {
+        for (int channel = call.first_channel; channel < call.last_channel; channel += kOutputBlock) {
+          output(stage, call, compute(channel, half));
+        }
+      }
+    } else {
+      for (int channel = call.first_channel; channel < call.last_channel; channel += kOutputBlock) {
+        output_any(stage, call, {compute(channel, 0), compute(channel, 1)});
+      }
+    }
+    first += positions;
+    left -= positions;
+  }
+}
+
+constexpr ConvolutionKernel row(std::string_view name, int weight_bits, int activation_bits) {
+  return {
+      name, InstructionSet::avx2, weight_bits, activation_bits, kLanes, kOutputBlock, kQuads8, supports, pack,
+      run};
+}
+
+constexpr std::array kRows = {
+    row("int4_avx2", 4, 4),   row("int4a8_avx2", 4, 8), row("int4a2_avx2", 4, 2), row("int2a4_avx2", 2, 4),
+    row("int2a8_avx2", 2, 8), row("int8a4_avx2", 8, 4), row("int8a2_avx2", 8, 2),
+};
+
+}  // namespace
+
+std::span<const ConvolutionKernel> int4_avx2_kernels() {
+  return kRows;
+}
+
+}  // namespace nibble

@@ -1,0 +1,132 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "kernels/registry.h"
+#include "tests/kernels/kernel_problem.h"
+
+namespace nibble {
+namespace {
+
+/// Rows of the registry that this machine can run, within NIBBLE_MAX_ISA.
+std::vector<ConvolutionKernel> runnable_kernels() {
+  const char* cap = std::getenv("NIBBLE_MAX_ISA");
+  const InstructionSet limit = cap == nullptr ? detected_instruction_set() : capped_instruction_set(cap);
+  std::vector<ConvolutionKernel> kernels;
+  for (const ConvolutionKernel& kernel : convolution_kernels()) {
+    if (kernel.instruction_set <= limit) kernels.push_back(kernel);
+  }
+  return kernels;
+}
+
+class EveryKernel : public testing::TestWithParam<ConvolutionKernel> {};
+
+INSTANTIATE_TEST_SUITE_P(Registry, EveryKernel, testing::ValuesIn(runnable_kernels()),
+                         [](const auto& row) { return std::string(row.param.name); });
+
+/// The convolutions of every network variant: channels in and out, kernel, stride, map.
+constexpr ConvolutionShape kLayers[] = {
+    {16, 16, 3, 1, 1, 32, 32}, {16, 32, 3, 2, 1, 32, 32}, {16, 32, 1, 2, 0, 32, 32},
+    {32, 32, 3, 1, 1, 16, 16}, {32, 64, 3, 2, 1, 16, 16}, {32, 64, 1, 2, 0, 16, 16},
+    {64, 64, 3, 1, 1, 8, 8},
+};
+
+TEST_P(EveryKernel, EqualsTheReferenceOnEveryLayer) {
+  const ConvolutionKernel& kernel = GetParam();
+  int supported = 0;
+  for (const ConvolutionShape& shape : kLayers) {
+    for (const bool position_lanes : {false, true}) {
+      for (int data = 0; data < kDataKinds; ++data) {
+        KernelProblem problem = random_problem(kernel, 40 + static_cast<std::uint64_t>(data));
+        problem.shape = shape;
+        problem.position_lanes = position_lanes;
+        problem.lane_blocks = 1;
+        problem.data = static_cast<Data>(data);
+        bool is_supported = false;
+        ASSERT_EQ(check_kernel(kernel, problem, &is_supported), "");
+        supported += is_supported ? 1 : 0;
+      }
+    }
+  }
+  EXPECT_GT(supported, 0);
+}
+
+TEST_P(EveryKernel, EqualsTheReferenceForEveryNumberOfChannels) {
+  const ConvolutionKernel& kernel = GetParam();
+  for (int channels = 1; channels <= 67; ++channels) {
+    for (const bool of_input : {true, false}) {
+      KernelProblem problem = random_problem(kernel, 1000 + static_cast<std::uint64_t>(channels));
+      (of_input ? problem.shape.input_channels : problem.shape.output_channels) = channels;
+      (of_input ? problem.shape.output_channels : problem.shape.input_channels) = 16;
+      ASSERT_EQ(check_kernel(kernel, problem), "");
+    }
+  }
+}
+
+TEST_P(EveryKernel, EqualsTheReferenceForEveryMapSize) {
+  const ConvolutionKernel& kernel = GetParam();
+  for (int size = 1; size <= 33; ++size) {
+    for (const bool of_height : {true, false}) {
+      KernelProblem problem = random_problem(kernel, 2000 + static_cast<std::uint64_t>(size));
+      problem.shape.input_channels = 12;
+      problem.shape.output_channels = 8;
+      problem.shape.padding = problem.shape.kernel / 2;
+      (of_height ? problem.shape.input_height : problem.shape.input_width) = size;
+      if (problem.position_lanes && size % 2 == 1) problem.shape.stride = 1;
+      ASSERT_EQ(check_kernel(kernel, problem), "");
+    }
+  }
+}
+
+TEST_P(EveryKernel, EqualsTheReferenceOnRandomProblems) {
+  const ConvolutionKernel& kernel = GetParam();
+  const int count = kernel.instruction_set == InstructionSet::reference ? 200 : 2000;
+  int supported = 0;
+  for (int i = 0; i < count; ++i) {
+    bool is_supported = false;
+    ASSERT_EQ(check_kernel(kernel, random_problem(kernel, static_cast<std::uint64_t>(i)), &is_supported), "");
+    supported += is_supported ? 1 : 0;
+  }
+  EXPECT_GE(supported, count / 20);
+}
+
+TEST(OneProblem, IsTheOneNamedByTheEnvironment) {
+  const char* text = std::getenv("NIBBLE_KERNEL_PROBLEM");
+  const KernelProblem problem =
+      parse_problem(text != nullptr ? text : "int8_reference 16 16 3 1 1 8 8 0 0 1 1 2 8 0 1 7");
+  for (const ConvolutionKernel& kernel : runnable_kernels()) {
+    if (kernel.name == problem.kernel) {
+      EXPECT_EQ(check_kernel(kernel, problem), "");
+    }
+  }
+}
+
+TEST(Registry, ChoosesTheReferenceUnderItsCap) {
+  const std::vector<std::int16_t> weights(16 * 16 * 9, 1);
+  for (const ConvolutionKernel& kernel : convolution_kernels()) {
+    const ConvolutionLayer layer{
+        {16, 16, 3, 1, 1, 8, 8}, kernel.weight_bits, kernel.activation_bits, kDefaultLevels, weights};
+    EXPECT_EQ(choose_kernel(layer, InstructionSet::reference).instruction_set, InstructionSet::reference);
+    const ConvolutionKernel& best = choose_kernel(layer, detected_instruction_set());
+    EXPECT_EQ(best.weight_bits, kernel.weight_bits);
+    EXPECT_EQ(best.activation_bits, kernel.activation_bits);
+  }
+}
+
+TEST(Registry, NamesEachKernelOnce) {
+  std::vector<std::string_view> names;
+  for (const ConvolutionKernel& kernel : convolution_kernels()) names.push_back(kernel.name);
+  std::sort(names.begin(), names.end());
+  EXPECT_EQ(std::adjacent_find(names.begin(), names.end()), names.end());
+}
+
+}  // namespace
+
+void PrintTo(const ConvolutionKernel& kernel, std::ostream* out) {
+  *out << kernel.name;
+}
+
+}  // namespace nibble

@@ -1,0 +1,48 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "kernels/convolution_kernel.h"
+
+namespace nibble {
+
+/// What the weights and activations are.
+enum class Data {
+  random,       ///< uniform over the whole range
+  small,        ///< weights near zero, as trained ones are: longer proven runs
+  maximum,      ///< largest weights, largest activations
+  minimum,      ///< smallest weights, largest activations
+  alternating,  ///< weights change sign from channel to channel, activations between 0 and the largest
+  largest_sum   ///< activations largest where one channel's weights are positive, else 0
+};
+inline constexpr int kDataKinds = 6;
+
+/// One comparison of a kernel with the scalar reference, as text: what NIBBLE_KERNEL_PROBLEM takes.
+struct KernelProblem {
+  std::string kernel;
+  ConvolutionShape shape{16, 16, 3, 1, 1, 8, 8};
+  Data data = Data::random;
+  bool position_lanes = false;  ///< else image lanes
+  int lane_blocks = 1;          ///< image lanes only: tile = lane_blocks * kernel's lanes
+  int residual = 0;             ///< 0 none, 1 unsigned, 2 signed
+  int derived_bits = 0;         ///< 0, 4 or 2: needs an unsigned 8-bit output
+  int output_bits = 8;          ///< 16, 8, 4 or 2; with output_signed: s8 or s16
+  bool output_signed = false;
+  int split = 0;  ///< channels and positions in how many calls more
+  std::uint64_t seed = 1;
+
+  std::string text() const;
+};
+
+KernelProblem parse_problem(const std::string& text);
+
+/// A problem that `seed` determines, of a shape that the kernel's widths can have.
+KernelProblem random_problem(const ConvolutionKernel& kernel, std::uint64_t seed);
+
+/// Runs it in guarded memory. "" when every byte is what the scalar reference says, or when the kernel does
+/// not support the layer (*supported = false); else what differs, with the line that repeats it.
+std::string check_kernel(const ConvolutionKernel& kernel, const KernelProblem& problem,
+                         bool* supported = nullptr);
+
+}  // namespace nibble
