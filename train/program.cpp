@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <csignal>
 #include <filesystem>
 
 #include "cfg/configuration.h"
@@ -12,6 +11,7 @@
 #include "graph/network/error.h"
 #include "graph/optimize/denormals.h"
 #include "train/evaluate.h"
+#include "train/interrupt.h"
 #include "train/learner.h"
 #include "train/training.h"
 
@@ -19,22 +19,6 @@ namespace nibble {
 namespace {
 
 namespace fs = std::filesystem;
-
-volatile std::sig_atomic_t stopped_by = 0;
-
-void remember_signal(int signal) {
-  stopped_by = signal;
-}
-
-// The first signal is remembered, a second one of the same kind ends the process: files are safe either way.
-void catch_signals() {
-  struct sigaction action {};
-  action.sa_handler = remember_signal;
-  action.sa_flags = SA_RESTART | static_cast<int>(SA_RESETHAND);
-  sigemptyset(&action.sa_mask);
-  sigaction(SIGINT, &action, nullptr);
-  sigaction(SIGTERM, &action, nullptr);
-}
 
 Configuration configuration_of(const TrainOptions& options) {
   Configuration configuration = load_configuration(options.configuration);
@@ -115,11 +99,11 @@ int train_program(const TrainOptions& options) {
   const Dataset validation = held_out > 0 ? read_cifar10(folder, Split::validation, held_out) : Dataset{};
   const Dataset test = read_cifar10(folder, Split::test);
 
-  catch_signals();
+  catch_interrupts();
   const TrainingEnd end =
       train_network(configuration, {&training, held_out > 0 ? &validation : nullptr, &test}, files,
-                    [] { return stopped_by != 0; });
-  if (end == TrainingEnd::interrupted) return 128 + stopped_by;
+                    [] { return interrupted_by() != 0; });
+  if (end == TrainingEnd::interrupted) return 128 + interrupted_by();
   return evaluate_checkpoint(configuration);
 }
 

@@ -23,6 +23,7 @@ bool selects_on_validation(const TensorFile& checkpoint) {
 CheckpointPaths::CheckpointPaths(const std::string& checkpoint_path)
     : last(without_extension(checkpoint_path) + ".safetensors"),
       best(without_extension(checkpoint_path) + ".best.safetensors"),
+      best_on_test(without_extension(checkpoint_path) + ".best_on_test.safetensors"),
       log(without_extension(checkpoint_path) + ".log.jsonl"),
       lock(without_extension(checkpoint_path) + ".lock") {}
 

@@ -10,10 +10,11 @@ namespace nibble {
 struct CheckpointPaths {
   explicit CheckpointPaths(const std::string& checkpoint_path);
 
-  std::filesystem::path last;  ///< P.safetensors
-  std::filesystem::path best;  ///< P.best.safetensors
-  std::filesystem::path log;   ///< P.log.jsonl
-  std::filesystem::path lock;  ///< P.lock, there while a training runs
+  std::filesystem::path last;          ///< P.safetensors
+  std::filesystem::path best;          ///< P.best.safetensors
+  std::filesystem::path best_on_test;  ///< P.best_on_test.safetensors, only when asked for; never chosen
+  std::filesystem::path log;           ///< P.log.jsonl
+  std::filesystem::path lock;          ///< P.lock, there while a training runs
 };
 
 /// The FP32 checkpoint that `checkpoint_path` stands for: the file itself if it names one, else P.best if P's
