@@ -1,0 +1,56 @@
+#include "graph/network/error.h"
+#include "graph/network/float_parameters.h"
+#include "quant/method.h"
+
+namespace nibble {
+namespace {
+
+constexpr Method kMethods[] = {
+    {"nearest", quantize_nearest},
+};
+
+}  // namespace
+
+std::span<const Method> methods() {
+  return kMethods;
+}
+
+const Method& find_method(const std::string& name) {
+  std::string names;
+  for (const Method& method : kMethods) {
+    if (method.name == name) return method;
+    names += (names.empty() ? "" : ", ") + std::string(method.name);
+  }
+  throw InputError("there is no rounding method '" + name + "'; choose one of " + names);
+}
+
+WeightRule weight_rule(const QuantizationTask& task, std::size_t index) {
+  const std::size_t convolutions = task.network.convolutions.size();
+  const bool end_layer = index == 0 || index == convolutions;
+  WeightRule rule;
+  rule.bits = end_layer && task.options.bits < 8 ? 8 : task.options.bits;
+  rule.levels = task.options.levels;
+  if (index == convolutions) {
+    rule.input_channels = task.network.feature_channels;
+    return rule;  // summed in 32 or 64 bits by every engine
+  }
+  rule.input_channels = task.network.convolutions[index].input_channels;
+  if (rule.bits == 8 && task.options.pair_safe) rule.pair_limit = kPairLimit;
+  // The first convolution's pixels are u8: its whole sum fits 32 bits.
+  if (rule.bits == 16 && index != 0) rule.run_limit = kRunLimit;
+  return rule;
+}
+
+void fold_pixel_mean(std::span<const float> bias, QuantizedLayer& layer) {
+  const std::size_t taps = layer.weights.size() / bias.size();
+  for (std::size_t channel = 0; channel < bias.size(); ++channel) {
+    double sum = 0;
+    for (std::size_t i = 0; i < taps; ++i) {
+      sum += 255.0 * double{kPixelMean[i % 3]} * layer.weights[channel * taps + i];
+    }
+    layer.bias[channel] =
+        static_cast<float>(double{bias[channel]} - double{layer.weight_scale[channel]} * sum);
+  }
+}
+
+}  // namespace nibble

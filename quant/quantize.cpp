@@ -1,0 +1,219 @@
+#include "quant/quantize.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "graph/network/error.h"
+#include "graph/network/fold.h"
+#include "kernels/requantize.h"
+#include "quant/float_pass.h"
+#include "quant/observer.h"
+#include "quant/simulation.h"
+
+namespace nibble {
+namespace {
+
+/// The first convolution's weights for raw pixels: divided by 255 * deviation of their input channel.
+std::vector<float> raw_pixel_weights(const std::vector<float>& weights) {
+  std::vector<float> result(weights.size());
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    result[i] = static_cast<float>(double{weights[i]} / (255.0 * double{kPixelDeviation[i % 3]}));
+  }
+  return result;
+}
+
+/// Widths and activation scales; the layers are left empty.
+QuantizedParameters make_frame(const NetworkDescription& network, const Calibration& calibration,
+                               const QuantizationOptions& options) {
+  const Observer& observer = find_observer(options.observer);
+  QuantizedParameters frame;
+  frame.weight_bits = options.bits;
+  frame.activation_bits = options.activation_bits;
+  const int stream_limit = activation_limit(frame.residual_bits());
+  const auto scale = [&](int convolution, int highest) {
+    return choose_scale(observer, calibration.outputs[static_cast<std::size_t>(convolution)], highest);
+  };
+  int producer = 0;  // of the stream
+  float stream_scale = scale(0, stream_limit);
+  frame.first_output_scale = stream_scale;
+  for (const Block& shape : network.blocks) {
+    QuantizedBlock block{};
+    const int limit = activation_limit(options.activation_bits);
+    block.input_bits = options.activation_bits;
+    block.middle_bits = options.activation_bits;
+    block.input_scale = options.activation_bits >= 8 ? stream_scale : scale(producer, limit);
+    block.middle_scale = scale(shape.conv1, limit);
+    block.shortcut_scale = 1;
+    if (shape.shortcut == Shortcut::projection) {
+      block.shortcut_scale = scale(shape.projection, shortcut_range(frame.residual_bits()).highest);
+    }
+    block.output_scale = scale(shape.conv2, stream_limit);
+    stream_scale = block.output_scale;
+    producer = shape.conv2;
+    frame.blocks.push_back(block);
+  }
+  return frame;
+}
+
+const char* name_of(Correction correction) {
+  switch (correction) {
+    case Correction::none:
+      return "none";
+    case Correction::bias:
+      return "bias";
+    case Correction::statistics:
+      return "statistics";
+  }
+  return "";
+}
+
+void record(const QuantizationTask& task, QuantizedParameters& parameters) {
+  auto& provenance = parameters.provenance;
+  const QuantizationOptions& options = task.options;
+  provenance["observer"] = options.observer;
+  provenance["method"] = options.method;
+  provenance["weight_scale"] = options.scale_choice == ScaleChoice::mse ? "mse" : "largest";
+  provenance["correction"] = name_of(options.correction);
+  std::int64_t narrowed = 0;
+  std::int64_t channels = 0;
+  for (std::size_t i = 1; i < parameters.convolutions.size(); ++i) {
+    const QuantizedLayer& layer = parameters.convolutions[i];
+    const std::size_t count = layer.weight_scale.size();
+    const std::size_t taps = layer.weights.size() / count;
+    for (std::size_t channel = 0; channel < count; ++channel) {
+      const auto begin = layer.weights.begin() + static_cast<std::ptrdiff_t>(channel * taps);
+      const auto [low, high] = std::minmax_element(begin, begin + static_cast<std::ptrdiff_t>(taps));
+      narrowed += std::max(-int{*low}, int{*high}) < weight_limit(16) - 1;
+      ++channels;
+    }
+  }
+  if (options.bits == 16) {
+    provenance["narrowed"] = "the 8 largest weights of a channel sum to at most " +
+                             std::to_string(kRunLimit) +
+                             ", so that 4 vpmaddwd results fit 32 bits: " + std::to_string(narrowed) +
+                             " of " + std::to_string(channels) + " channels use less than 16 bits";
+  }
+  if (options.pair_safe) {
+    provenance["pair_safe"] = "weights of one sign in a pair of adjacent input channels sum to at most " +
+                              std::to_string(kPairLimit) + "; pairs beyond it moved to the nearest within";
+  }
+}
+
+}  // namespace
+
+QuantizationOptions default_options(int bits, int activation_bits) {
+  QuantizationOptions options;
+  options.bits = bits;
+  options.activation_bits = activation_bits == 0 ? bits : activation_bits;
+  options.observer = options.activation_bits <= 4 ? "mse" : "minmax";
+  options.scale_choice = bits == 16 ? ScaleChoice::largest : ScaleChoice::mse;
+  options.correction = bits <= 4 || options.activation_bits <= 4 ? Correction::statistics : Correction::bias;
+  return options;
+}
+
+void check_options(const QuantizationOptions& options) {
+  const auto is_width = [](int bits) { return bits == 16 || bits == 8 || bits == 4 || bits == 2; };
+  if (!is_width(options.bits)) {
+    throw InputError("weights of " + std::to_string(options.bits) +
+                     " bits do not exist; choose --bits 16, 8, 4 or 2");
+  }
+  if (!is_width(options.activation_bits)) {
+    throw InputError("activations of " + std::to_string(options.activation_bits) +
+                     " bits do not exist; choose --activation-bits 16, 8, 4 or 2");
+  }
+  if ((options.bits == 16) != (options.activation_bits == 16)) {
+    throw InputError("weights of " + std::to_string(options.bits) + " bits and activations of " +
+                     std::to_string(options.activation_bits) +
+                     " bits do not go together; 16 bits go with 16 only");
+  }
+  if (options.pair_safe && options.bits != 8) {
+    throw InputError("--pair-safe is about 8-bit weights, not " + std::to_string(options.bits) +
+                     " bits; leave it out or choose --bits 8");
+  }
+  find_observer(options.observer);
+  find_method(options.method);
+}
+
+QuantizedNetwork quantize(const NetworkDescription& network, const FloatParameters& parameters,
+                          std::span<const std::uint8_t> pixels_nhwc, const QuantizationOptions& options) {
+  check_options(options);
+  if (pixels_nhwc.empty()) {
+    throw InputError("quantization needs calibration images, there are none; give at least one");
+  }
+  const FoldedParameters folded = fold_batch_normalization(network, parameters);
+  const Calibration calibration = calibrate(network, folded, pixels_nhwc);
+  const std::vector<float> raw_first_weight = raw_pixel_weights(folded.convolutions[0].weight);
+  const QuantizedParameters frame = make_frame(network, calibration, options);
+  const QuantizationTask task{network, folded, raw_first_weight, pixels_nhwc, calibration, options, frame};
+  QuantizedNetwork quantized{network, find_method(options.method).quantize(task)};
+  record(task, quantized.parameters);
+  return quantized;
+}
+
+Quality measure_quality(const FloatParameters& parameters, const QuantizedNetwork& quantized,
+                        std::span<const std::uint8_t> pixels_nhwc) {
+  const NetworkDescription& network = quantized.network;
+  const auto image_values =
+      static_cast<std::size_t>(network.image_channels * network.image_size * network.image_size);
+  constexpr std::size_t chunk = 50;
+  FloatPass pass(network, fold_batch_normalization(network, parameters), chunk);
+  Simulation simulation(network, chunk);
+
+  const std::size_t convolutions = network.convolutions.size();
+  std::vector<double> power(convolutions + 1);
+  std::vector<double> error(convolutions + 1);
+  std::vector<int> order;
+  std::int64_t agreeing = 0;
+  std::int64_t images = 0;
+  for (std::size_t first = 0; first < pixels_nhwc.size(); first += chunk * image_values) {
+    const auto pixels =
+        pixels_nhwc.subspan(first, std::min(chunk * image_values, pixels_nhwc.size() - first));
+    std::map<int, std::vector<float>> outputs;
+    const std::vector<float> logits = pass.run(pixels, [&](const FloatTap& tap) {
+      outputs[tap.convolution].assign(tap.output.begin(), tap.output.end());
+    });
+    order.clear();
+    const std::vector<float> quantized_logits = simulation.run(
+        quantized.parameters, pixels, [&](int convolution, const Integers& output, float scale) {
+          order.push_back(convolution);
+          const auto index = static_cast<std::size_t>(convolution);
+          const std::vector<float>& wanted = outputs[convolution];
+          for (std::size_t i = 0; i < output.size(); ++i) {
+            const double difference = double{wanted[i]} - double{scale} * output[i];
+            power[index] += double{wanted[i]} * double{wanted[i]};
+            error[index] += difference * difference;
+          }
+        });
+    const auto classes = static_cast<std::size_t>(network.classes);
+    for (std::size_t i = 0; i < logits.size(); ++i) {
+      const double difference = double{logits[i]} - double{quantized_logits[i]};
+      power[convolutions] += double{logits[i]} * double{logits[i]};
+      error[convolutions] += difference * difference;
+    }
+    const auto class_of = [&](const std::vector<float>& values, std::size_t image) {
+      const auto begin = values.begin() + static_cast<std::ptrdiff_t>(image * classes);
+      return std::max_element(begin, begin + static_cast<std::ptrdiff_t>(classes)) - begin;
+    };
+    for (std::size_t image = 0; image < logits.size() / classes; ++image, ++images) {
+      agreeing += class_of(logits, image) == class_of(quantized_logits, image);
+    }
+  }
+
+  const auto decibels = [&](std::size_t index) {
+    return error[index] > 0 ? 10 * std::log10(power[index] / error[index]) : HUGE_VAL;
+  };
+  Quality quality{{}, static_cast<double>(agreeing) / static_cast<double>(images)};
+  const QuantizedParameters& result = quantized.parameters;
+  for (const int convolution : order) {
+    const auto index = static_cast<std::size_t>(convolution);
+    const bool middle = std::any_of(network.blocks.begin(), network.blocks.end(),
+                                    [&](const Block& block) { return block.conv1 == convolution; });
+    quality.layers.push_back({network.convolutions[index].name, result.convolutions[index].weight_bits,
+                              middle ? result.activation_bits : result.residual_bits(), decibels(index)});
+  }
+  quality.layers.push_back({"linear", result.linear.weight_bits, 32, decibels(convolutions)});
+  return quality;
+}
+
+}  // namespace nibble

@@ -1,0 +1,74 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <span>
+#include <tuple>
+#include <vector>
+
+#include "graph/network/description.h"
+#include "graph/network/quantized_parameters.h"
+#include "quant/convolution_runner.h"
+
+namespace nibble {
+
+/// The integers of one tensor, [image][row][column][channel]: u8, u15, s8 and s16 all fit.
+using Integers = std::vector<std::int16_t>;
+
+/// Raw pixels in the 34x34 image whose border is the rounded mean.
+Integers bordered_pixels(const NetworkDescription& network, std::span<const std::uint8_t> pixels_nhwc);
+
+/// A quantized network, layer by layer, with its integers laid open. Convolutions run on the integer values
+/// in float32 (ConvolutionRunner), so up to 8 bits, where no sum reaches 2^24, everything is bit for bit the
+/// scalar reference's. At 16 bits the sums are rounded: good for statistics, not for signatures.
+class Simulation {
+ public:
+  explicit Simulation(const NetworkDescription& network, int chunk = 50);
+
+  /// Sums of products, [count][rows][columns][channels], of images first .. first + count - 1.
+  using SeeSums = std::function<void(int first, int count, std::span<const float> sums)>;
+
+  /// Accumulators of one convolution for all images of `inputs` (bordered pixels for convolution 0).
+  void accumulate(int convolution, std::span<const std::int16_t> weights, const Integers& inputs,
+                  const SeeSums& see);
+
+  /// The whole convolution: `residual` may be empty; `residual_ratio` is s_r / s_out.
+  struct Requantization {
+    float input_scale;
+    float output_scale;
+    int lowest;
+    int highest;
+    float residual_ratio = 0;
+  };
+  Integers convolve(int convolution, const QuantizedLayer& layer, const Integers& inputs,
+                    const Requantization& requantization, const Integers& residual = {});
+
+  /// x of block `index` from the stream before it, whose scale is `stream_scale`.
+  Integers block_input(const QuantizedBlock& block, const Integers& stream, float stream_scale) const;
+
+  /// Shortcut A of block `index`.
+  Integers pad_channels(int index, const Integers& stream) const;
+
+  /// Pool and linear layer, [images][classes].
+  std::vector<float> classify(const QuantizedLayer& linear, const Integers& stream, float stream_scale) const;
+
+  /// Pixels to logits. `see` (may be empty) gets each convolution's output for each chunk of images, in the
+  /// order of execution (a projection before its block's conv2).
+  using SeeOutput = std::function<void(int convolution, const Integers& output, float scale)>;
+  std::vector<float> run(const QuantizedParameters& parameters, std::span<const std::uint8_t> pixels_nhwc,
+                         const SeeOutput& see = {});
+
+  const NetworkDescription& network() const { return network_; }
+
+ private:
+  std::size_t input_size(int convolution) const;
+  std::size_t output_size(int convolution) const;
+
+  const NetworkDescription network_;
+  int chunk_;
+  /// By input channels, output channels, kernel, stride, input rows: equal shapes share one.
+  std::map<std::tuple<int, int, int, int, int>, ConvolutionRunner> runners_;
+};
+
+}  // namespace nibble
