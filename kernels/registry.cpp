@@ -12,6 +12,7 @@ std::span<const ConvolutionKernel> convolution_kernels() {
     std::vector<ConvolutionKernel> rows;
     for (const std::span<const ConvolutionKernel> more : {
              int2_avx2_kernels(),
+             int4_avx2_kernels(),
              reference_kernels(),
          }) {
       rows.insert(rows.end(), more.begin(), more.end());
