@@ -4,15 +4,32 @@
 #include "graph/onednn/elementwise_tables.h"
 
 namespace nibble {
+namespace {
+
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+}  // namespace
+
+template <>
+const ElementwiseLoops<float>& elementwise_baseline<float>() {
+  return kLoops<float>;
+}
+
+template <>
+const ElementwiseLoops<Bfloat16>& elementwise_baseline<Bfloat16>() {
+  return kLoops<Bfloat16>;
+}
 
 template <>
 const ElementwiseLoops<float>& elementwise_loops<float>() {
-  return __builtin_cpu_supports("avx2") ? elementwise_avx2_fp32() : kLoops<float>;
+  return has_avx2() ? elementwise_avx2_fp32() : kLoops<float>;
 }
 
 template <>
 const ElementwiseLoops<Bfloat16>& elementwise_loops<Bfloat16>() {
-  return __builtin_cpu_supports("avx2") ? elementwise_avx2_bf16() : kLoops<Bfloat16>;
+  return has_avx2() ? elementwise_avx2_bf16() : kLoops<Bfloat16>;
 }
 
 }  // namespace nibble

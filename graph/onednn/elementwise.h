@@ -48,6 +48,10 @@ struct ElementwiseLoops {
 /// The loops compiled for this CPU.
 template <typename T>
 const ElementwiseLoops<T>& elementwise_loops();
+template <>
+const ElementwiseLoops<float>& elementwise_loops<float>();
+template <>
+const ElementwiseLoops<Bfloat16>& elementwise_loops<Bfloat16>();
 
 inline float to_float(float value) {
   return value;

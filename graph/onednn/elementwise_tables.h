@@ -4,7 +4,11 @@
 
 namespace nibble {
 
-/// The loops compiled with AVX2; callable only where the CPU has it.
+/// The loops compiled for any CPU of the architecture.
+template <typename T>
+const ElementwiseLoops<T>& elementwise_baseline();
+
+/// The loops compiled with AVX2; callable only where the CPU has it and FMA.
 const ElementwiseLoops<float>& elementwise_avx2_fp32();
 const ElementwiseLoops<Bfloat16>& elementwise_avx2_bf16();
 

@@ -14,18 +14,21 @@ namespace nibble {
 
 /// What one layer took in FloatNetwork::profile.
 struct LayerTime {
-  std::string name;             ///< "normalize", a convolution's name, "pool and linear"
+  std::string name;             ///< "normalize", a convolution's name, "pool and linear", "padded shortcuts"
   double seconds;               ///< all images of the call, fastest of the repetitions
   double multiply_accumulates;  ///< all images of the call, valid taps only; 0 for element-wise work
 };
+
+struct NetworkImplementation;  // one for each precision
 
 /// A float network that classifies: batch normalization folded into weights and biases, ReLU and the residual
 /// sum inside the convolutions. Weights are reordered once, nothing is allocated in run(). Not thread-safe;
 /// call from the thread that made it.
 class FloatNetwork {
  public:
-  /// `max_batch`: the largest `count` that run() will be given. More images than fit the caches are cut into
-  /// sub-batches inside. Throws InputError when the CPU lacks `precision`.
+  /// `max_batch`: the largest `count` that run() will be given; memory does not grow with it beyond a few
+  /// images a thread, as batches are cut into pieces that stay in the caches. Throws InputError when the CPU
+  /// lacks `precision`, RunError when oneDNN has no implementation or memory.
   FloatNetwork(const NetworkDescription& network, const FloatParameters& parameters, int max_batch,
                Precision precision = Precision::fp32);
   FloatNetwork(FloatNetwork&&) noexcept;
@@ -42,8 +45,7 @@ class FloatNetwork {
   std::vector<std::string> implementations() const;
 
  private:
-  struct Implementation;
-  std::unique_ptr<Implementation> implementation_;
+  std::unique_ptr<NetworkImplementation> implementation_;
 };
 
 }  // namespace nibble

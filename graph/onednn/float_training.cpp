@@ -10,6 +10,7 @@
 
 #include "graph/network/error.h"
 #include "graph/onednn/elementwise.h"
+#include "graph/onednn/pixels.h"
 #include "graph/onednn/primitives.h"
 
 // How a step runs
@@ -39,13 +40,6 @@ namespace {
 using dnnl::memory;
 
 constexpr double kMomentum = 0.1;
-
-dnnl::memory::data_type data_type_of(float) {
-  return memory::data_type::f32;
-}
-dnnl::memory::data_type data_type_of(Bfloat16) {
-  return memory::data_type::bf16;
-}
 
 std::size_t index(int value) {
   return static_cast<std::size_t>(value);
@@ -209,7 +203,7 @@ class Trainer final : public TrainingImplementation {
   std::vector<Layer<T>> layers_;
   std::vector<Map<T>> maps_;  // maps_[k] enters block k; the last one is pooled
   AlignedBuffer<T> input_;    // normalized pixels
-  std::array<std::array<float, 256>, 3> pixel_values_;
+  PixelNormalization pixel_normalization_;
   std::vector<Worker> workers_;
 
   std::array<AlignedBuffer<T>, 2> map_gradient_;  // g of a block's output, of its input
@@ -280,12 +274,6 @@ Trainer<T>::Trainer(const NetworkDescription& network, int batch_size)
   }
   features_.reset(images * index(network_.feature_channels));
   logits_.resize(index(batch_size * network_.classes));
-  for (std::size_t channel = 0; channel < 3; ++channel) {
-    for (std::size_t pixel = 0; pixel < 256; ++pixel) {
-      pixel_values_[channel][pixel] =
-          (static_cast<float>(pixel) / 255.0F - kPixelMean[channel]) / kPixelDeviation[channel];
-    }
-  }
 }
 
 template <typename T>
@@ -315,28 +303,16 @@ template <typename T>
 void Trainer<T>::make_primitives(Layer<T>& layer) {
   using namespace dnnl;
   const engine& cpu = cpu_engine();
-  const Convolution& shape = layer.shape;
-  const memory::data_type type = data_type_of(T{});
-  const auto activations = [&](int channels, int height, int width) {
-    return memory::desc({layer.tile, channels, height, width}, type, memory::format_tag::nhwc);
-  };
-  const memory::desc source = activations(shape.input_channels, shape.input_height, shape.input_width);
-  const memory::desc destination =
-      activations(shape.output_channels, shape.output_height(), shape.output_width());
-  const memory::dims weight_dims = {shape.output_channels, shape.input_channels, shape.kernel, shape.kernel};
-  const memory::desc any_weight(weight_dims, type, memory::format_tag::any);
-  const memory::desc any_gradient(weight_dims, memory::data_type::f32, memory::format_tag::any);
-  const memory::desc master(weight_dims, memory::data_type::f32, memory::format_tag::ohwi);
-  const memory::dims strides = {shape.stride, shape.stride};
-  const memory::dims before = {shape.padding, shape.padding};
-  // oneDNN wants exactly the padding that is used; a stride of 2 leaves the last row and column out.
-  const auto after_of = [&](int input, int output) {
-    return (output - 1) * shape.stride + shape.kernel - shape.padding - input;
-  };
-  const memory::dims after = {after_of(shape.input_height, shape.output_height()),
-                              after_of(shape.input_width, shape.output_width())};
-  primitive_attr attributes;
-  attributes.set_scratchpad_mode(scratchpad_mode::user);
+  const ConvolutionGeometry geometry(layer.shape, layer.tile, onednn_type<T>());
+  const memory::desc& source = geometry.source;
+  const memory::desc& destination = geometry.destination;
+  const memory::desc& any_weight = geometry.weight;
+  const memory::desc any_gradient(geometry.weight_dims, memory::data_type::f32, memory::format_tag::any);
+  const memory::desc& master = geometry.master_weight;
+  const memory::dims& strides = geometry.strides;
+  const memory::dims& before = geometry.padding_before;
+  const memory::dims& after = geometry.padding_after;
+  const primitive_attr attributes = user_scratchpad();
   const auto reserve = [&](const memory::desc& scratchpad) {
     for (Worker& worker : workers_) {
       if (worker.scratchpad.size() < scratchpad.get_size()) worker.scratchpad.reset(scratchpad.get_size());
@@ -610,11 +586,7 @@ std::span<const float> Trainer<T>::forward(const std::uint8_t* pixels, int count
     for_tiles(stem.tile, [&](int thread, const Tile& tile) {
       T* x = input_.data() + tile.first * stem.input_image();
       const std::uint8_t* from = pixels + tile.first * stem.input_image();
-      for (std::size_t i = 0; i < tile.valid * stem.input_image(); i += 3) {
-        for (std::size_t channel = 0; channel < 3; ++channel) {
-          store_value(pixel_values_[channel][from[i + channel]], x + i + channel);
-        }
-      }
+      pixel_normalization_.apply(from, tile.valid * stem.input_image() / 3, x);
       clear_tail(tile, stem.tile, stem.input_image(), x);
       convolve(stem, thread, x, tile, 0);
     });

@@ -28,6 +28,31 @@ void require_precision(Precision precision) {
   }
 }
 
+ConvolutionGeometry::ConvolutionGeometry(const Convolution& shape, int images, dnnl::memory::data_type type) {
+  using dnnl::memory;
+  source = memory::desc({images, shape.input_channels, shape.input_height, shape.input_width}, type,
+                        memory::format_tag::nhwc);
+  destination = memory::desc({images, shape.output_channels, shape.output_height(), shape.output_width()},
+                             type, memory::format_tag::nhwc);
+  weight_dims = {shape.output_channels, shape.input_channels, shape.kernel, shape.kernel};
+  weight = memory::desc(weight_dims, type, memory::format_tag::any);
+  master_weight = memory::desc(weight_dims, memory::data_type::f32, memory::format_tag::ohwi);
+  strides = {shape.stride, shape.stride};
+  padding_before = {shape.padding, shape.padding};
+  // Exactly the padding that is used: a stride of 2 leaves the last row and column out.
+  const auto after = [&](int input, int output) {
+    return (output - 1) * shape.stride + shape.kernel - shape.padding - input;
+  };
+  padding_after = {after(shape.input_height, shape.output_height()),
+                   after(shape.input_width, shape.output_width())};
+}
+
+dnnl::primitive_attr user_scratchpad() {
+  dnnl::primitive_attr attributes;
+  attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  return attributes;
+}
+
 SharedPrimitive::SharedPrimitive(const dnnl::primitive& primitive, const Arguments& arguments, int threads)
     : primitive_(primitive) {
   for (const auto& [kind, description] : arguments) kinds_.push_back(kind);

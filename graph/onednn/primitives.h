@@ -8,6 +8,9 @@
 #include <utility>
 #include <vector>
 
+#include "graph/network/description.h"
+#include "graph/onednn/elementwise.h"
+
 namespace nibble {
 
 /// The one CPU engine.
@@ -36,6 +39,32 @@ class AlignedBuffer {
   std::unique_ptr<T[], Release> values_;
   std::size_t count_ = 0;
 };
+
+template <typename T>
+constexpr dnnl::memory::data_type onednn_type();
+template <>
+constexpr dnnl::memory::data_type onednn_type<float>() {
+  return dnnl::memory::data_type::f32;
+}
+template <>
+constexpr dnnl::memory::data_type onednn_type<Bfloat16>() {
+  return dnnl::memory::data_type::bf16;
+}
+
+/// What oneDNN wants to know of a convolution of `images` images, activations in nhwc.
+struct ConvolutionGeometry {
+  ConvolutionGeometry(const Convolution& shape, int images, dnnl::memory::data_type type);
+
+  dnnl::memory::desc source;
+  dnnl::memory::desc destination;
+  dnnl::memory::dims weight_dims;
+  dnnl::memory::desc weight;         ///< of `type`, layout for oneDNN to choose
+  dnnl::memory::desc master_weight;  ///< FP32, [output channel][row][column][input channel]
+  dnnl::memory::dims strides, padding_before, padding_after;
+};
+
+/// Scratchpads come from us, so that a primitive may run on many threads at once.
+dnnl::primitive_attr user_scratchpad();
 
 /// A primitive that many threads execute at the same time, each on data of its own and with a scratchpad of
 /// its own. Executing allocates nothing here.
