@@ -1,4 +1,4 @@
-// classify FILE image.png: the three likeliest classes of a 32x32 image, by a quantized network.
+// classify FILE image.png: the three likeliest classes of an image, by a quantized network.
 #include <png.h>
 
 #include <algorithm>
@@ -17,26 +17,30 @@
 
 namespace {
 
-constexpr int kSize = 32;
 constexpr std::array kClassNames = {"airplane", "automobile", "bird",  "cat",  "deer",
                                     "dog",      "frog",       "horse", "ship", "truck"};
 
 // The image as [row][column][red, green, blue]. Other colour types than RGB are converted, transparency is
 // refused: the network has never seen a background.
-std::vector<std::uint8_t> read_png(const char* path) {
+std::vector<std::uint8_t> read_png(const char* path, const nibble::Network& network) {
   png_image image = {};
   image.version = PNG_IMAGE_VERSION;
   if (png_image_begin_read_from_file(&image, path) == 0) {
     throw std::runtime_error(std::string(path) + ": cannot be read as PNG: " + image.message);
   }
-  const std::string size = std::to_string(image.width) + "x" + std::to_string(image.height);
-  const bool right_size = image.width == kSize && image.height == kSize;
+  const auto width = static_cast<png_uint_32>(network.image_width());
+  const auto height = static_cast<png_uint_32>(network.image_height());
+  const auto size = [](png_uint_32 columns, png_uint_32 rows) {
+    return std::to_string(columns) + "x" + std::to_string(rows);
+  };
+  const bool right_size = image.width == width && image.height == height;
   const bool transparent = (image.format & PNG_FORMAT_FLAG_ALPHA) != 0;
   if (!right_size || transparent) {
     png_image_free(&image);
-    throw std::runtime_error(std::string(path) + (right_size
-                                                      ? ": has transparent pixels; give an opaque image"
-                                                      : ": is " + size + " pixels; give a 32x32 image"));
+    throw std::runtime_error(std::string(path) +
+                             (right_size ? ": has transparent pixels; give an opaque image"
+                                         : ": is " + size(image.width, image.height) +
+                                               " pixels; give an image of " + size(width, height)));
   }
   image.format = PNG_FORMAT_RGB;
   std::vector<std::uint8_t> pixels(PNG_IMAGE_SIZE(image));
@@ -66,7 +70,7 @@ int main(int argc, char** argv) {
   if (argc == 2 && std::strcmp(argv[1], "--help") == 0) {
     std::puts(
         "Usage: classify FILE image.png\n"
-        "FILE: a quantized checkpoint (*.safetensors); image.png: 32x32 pixels");
+        "FILE: a quantized checkpoint (*.safetensors); image.png: 32x32 pixels, opaque");
     return 0;
   }
   if (argc != 3) {
@@ -75,7 +79,7 @@ int main(int argc, char** argv) {
   }
   try {
     const nibble::Network network = nibble::Network::load(argv[1]);
-    const std::vector<std::uint8_t> pixels = read_png(argv[2]);
+    const std::vector<std::uint8_t> pixels = read_png(argv[2], network);
     std::vector<float> logits(static_cast<std::size_t>(network.classes()));
     network.run(pixels.data(), 1, logits.data());
     print_likeliest(logits);
