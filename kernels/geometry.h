@@ -69,8 +69,9 @@ struct PlaneLayout {
 std::vector<Tap> plane_taps(const ConvolutionShape& shape, const PlaneLayout& output, int bytes,
                             std::ptrdiff_t phase_stride);
 
-/// Zeroes the pads behind the rows and everything behind the last row of `groups` planes, `bytes` a position.
+/// After blocks first_block .. last_block - 1 of `groups` planes were written: zeroes the pads in them, what
+/// lies behind the last row when the last block is among them, and the margins beside the outermost blocks.
 void clear_pads(const PlaneLayout& layout, std::uint8_t* planes, int groups, std::ptrdiff_t group_stride,
-                int bytes);
+                int bytes, int first_block, int last_block);
 
 }  // namespace nibble

@@ -87,6 +87,8 @@ constexpr ConvolutionKernel narrow_row(std::string_view name, int weight_bits, i
 constexpr std::array kRows = {
     ConvolutionKernel{"int16_reference", InstructionSet::reference, 16, 16, 1, kBlock, kPlanar16, supports,
                       pack_canonical, run_reference<std::int64_t>},
+    ConvolutionKernel{"int16a8_reference", InstructionSet::reference, 16, 8, 1, kBlock, kPlanar8, supports,
+                      pack_canonical, run_reference<std::int64_t>},
     narrow_row("int8_reference", 8, 8),
     narrow_row("int8a4_reference", 8, 4),
     narrow_row("int8a2_reference", 8, 2),

@@ -90,7 +90,7 @@ Values make_activations(Random& random, const KernelProblem& problem, int bits, 
 /// channel a group. The scalar reference knows all of them.
 std::vector<ActivationFormat> formats_beside(const ConvolutionKernel& kernel, int bits) {
   std::vector<ActivationFormat> formats;
-  const bool wide = kernel.activation_bits == 16;
+  const bool wide = kernel.weight_bits == 16;
   for (const ActivationFormat& format : kActivationFormats) {
     const bool read = std::any_of(
         convolution_kernels().begin(), convolution_kernels().end(), [&](const ConvolutionKernel& other) {
@@ -262,7 +262,7 @@ KernelProblem random_problem(const ConvolutionKernel& kernel, std::uint64_t seed
   problem.lane_blocks = uniform(random, 1, 2);
   problem.residual = uniform(random, 0, 2);
   problem.split = uniform(random, 0, 2);
-  if (kernel.activation_bits == 16) {
+  if (kernel.weight_bits == 16) {
     problem.output_bits = 16;
     problem.output_signed = problem.residual == 0 && uniform(random, 0, 3) == 0;
   } else {
@@ -309,7 +309,7 @@ std::string check_kernel(const ConvolutionKernel& kernel, const KernelProblem& p
   stage.scale = scale.data();
   stage.offset = offset.data();
   stage.format = pick(formats_beside(kernel, problem.output_bits));
-  const int stream_bits = kernel.activation_bits == 16 ? 16 : 8;
+  const int stream_bits = kernel.weight_bits == 16 ? 16 : 8;
   Values residual;
   if (problem.residual != 0) {
     stage.residual_signed = problem.residual == 2;
@@ -344,7 +344,7 @@ std::string check_kernel(const ConvolutionKernel& kernel, const KernelProblem& p
       std::span(offset).first(static_cast<std::size_t>(shape.output_channels)), stage.range,
       stage.residual_ratio};
   const Values outputs =
-      kernel.activation_bits == 16
+      kernel.weight_bits == 16
           ? expected_outputs<std::int64_t>(problem, activations, weights, requantization, residual, images)
           : expected_outputs<std::int32_t>(problem, activations, weights, requantization, residual, images);
   const auto map = [&](const ActivationFormat& format, int channels, int rows, int columns, int stride) {
@@ -404,12 +404,9 @@ std::string check_kernel(const ConvolutionKernel& kernel, const KernelProblem& p
            view(target, stage.format, first), as_input(view(residual_map, residual_format, first)),
            view(derived, derived_format, first)});
     }
-    // The margin before row 0 is never written; the pads are the caller's to clear.
     const auto clear = [&](LaneMap& of, const ActivationFormat& format) {
-      clear_pads(layout, of.memory().data(), of.groups(), of.group_size(), format.bytes);
-      for (int g = 0; g < of.groups(); ++g) {
-        std::memset(of.memory().data() + g * of.group_size(), 0,
-                    static_cast<std::size_t>(layout.margin() * format.bytes));
+      for (const auto& [first, last] : {std::pair{0, cut}, std::pair{cut, layout.blocks()}}) {
+        clear_pads(layout, of.memory().data(), of.groups(), of.group_size(), format.bytes, first, last);
       }
     };
     clear(target, stage.format);

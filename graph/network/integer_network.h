@@ -1,0 +1,54 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "graph/network/image_tiles.h"
+#include "graph/network/integer_plan.h"
+#include "graph/network/position_planes.h"
+#include "graph/network/quantized_parameters.h"
+#include "kernels/convolution_kernel.h"
+#include "kernels/cpu.h"
+
+namespace nibble {
+
+/// A quantized network on the kernels: built once into a plan, run without allocating. Equal to
+/// ReferenceNetwork bit for bit, with any batch, any number of threads and any instruction set.
+///
+/// Many images: OpenMP over tiles (ImageTiles). The rest of a batch, and a single image: lanes are positions
+/// (PositionPlanes), OpenMP over images, or one image split over the threads.
+class IntegerNetwork {
+ public:
+  /// Kernels not above `limit`; scratch memory for omp_get_max_threads() threads.
+  IntegerNetwork(const QuantizedNetwork& quantized, InstructionSet limit);
+  IntegerNetwork(IntegerNetwork&& other) noexcept;
+  ~IntegerNetwork();
+
+  /// pixels: count x [row][column][colour]; logits: count x [class]. Calls from several threads take turns.
+  void run(const std::uint8_t* pixels, std::int64_t count, float* logits) const;
+
+  const NetworkDescription& description() const { return plan_.network; }
+  const IntegerPlan& plan() const { return plan_; }
+  /// The highest instruction set among the kernels that it runs on.
+  InstructionSet instruction_set() const;
+  std::size_t plan_bytes() const { return plan_.bytes(); }      ///< weights, tables, factors
+  std::size_t scratch_bytes() const { return scratch_bytes_; }  ///< of one thread
+  std::string text() const;                                     ///< widths and each layer's kernel
+
+ private:
+  void run_tiles(const std::uint8_t* pixels, std::int64_t count, float* logits) const;
+  void run_singly(const std::uint8_t* pixels, std::int64_t count, float* logits) const;
+
+  IntegerPlan plan_;
+  ImageTiles tiles_;
+  PositionPlanes planes_;
+  std::size_t scratch_bytes_;
+  int threads_;
+  mutable std::vector<AlignedVector<std::uint8_t>> scratch_;  ///< of each thread
+  std::unique_ptr<std::mutex> running_;
+};
+
+}  // namespace nibble

@@ -1,0 +1,108 @@
+#include "kernels/features.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/requantize.h"
+
+namespace nibble {
+
+template <typename Value>
+void pool_image_lanes(const Value* map, int positions, int channels, int lanes, std::int32_t* sums) {
+  const int count = channels * lanes;
+  std::fill_n(sums, count, 0);
+  for (int position = 0; position < positions; ++position) {
+    const Value* values = map + std::ptrdiff_t{position} * count;
+    for (int i = 0; i < count; ++i) sums[i] += values[i];
+  }
+}
+
+template <typename Value>
+void pool_position_lanes(const Value* planes, int positions, int channels, std::int32_t* sums) {
+  for (int channel = 0; channel < channels; ++channel) {
+    const Value* plane = planes + std::ptrdiff_t{channel} * positions;
+    std::int32_t sum = 0;
+    for (int i = 0; i < positions; ++i) sum += plane[i];
+    sums[channel] = sum;
+  }
+}
+
+template <typename Accumulator>
+void linear(const std::int32_t* sums, int channels, int lanes, int images,
+            std::span<const std::int16_t> weights, std::span<const float> scale,
+            std::span<const float> offset, float* logits) {
+  constexpr int kBlock = 16;  // lanes at a time
+  const auto classes = static_cast<int>(scale.size());
+  for (int first = 0; first < images; first += kBlock) {
+    const int count = std::min(kBlock, images - first);
+    for (int k = 0; k < classes; ++k) {
+      Accumulator accumulators[kBlock] = {};
+      for (int c = 0; c < channels; ++c) {
+        const std::int32_t* of_channel = sums + std::ptrdiff_t{c} * lanes + first;
+        const Accumulator weight = weights[static_cast<std::size_t>(k * channels + c)];
+        for (int i = 0; i < count; ++i) accumulators[i] += of_channel[i] * weight;
+      }
+      const auto index = static_cast<std::size_t>(k);
+      for (int i = 0; i < count; ++i) {
+        logits[std::ptrdiff_t{first + i} * classes + k] =
+            scaled(accumulators[i], scale[index], offset[index]);
+      }
+    }
+  }
+}
+
+void pad_channels(const InputView& input, const OutputView& output, const ActivationFormat& format,
+                  int input_channels, int output_channels, int lanes) {
+  const int before = (output_channels - input_channels) / 2;
+  const auto bytes = static_cast<std::size_t>(lanes * format.bytes);
+  const bool whole_groups = before % format.channels == 0 && input_channels % format.channels == 0;
+  for (int group = 0; group < group_count(format, output_channels); ++group) {
+    const int channel = group * format.channels;
+    const bool inside = channel >= before && channel < before + input_channels;
+    if (whole_groups && inside) {
+      std::memcpy(output.at(0, group), input.at(0, (channel - before) / format.channels), bytes);
+    } else if (whole_groups) {
+      std::memset(output.at(0, group), 0, bytes);
+    } else {
+      for (int c = channel; c < std::min(channel + format.channels, output_channels); ++c) {
+        const bool copied = c >= before && c < before + input_channels;
+        for (int lane = 0; lane < lanes; ++lane) {
+          store_activation(output, format, 0, c, lane,
+                           copied ? load_activation(input, format, 0, c - before, lane) : 0);
+        }
+      }
+    }
+  }
+}
+
+void load_pixels(const std::uint8_t* colours, int height, int width, const ActivationFormat& format,
+                 const OutputView& output, int lane, std::ptrdiff_t row_stride) {
+  for (int row = 0; row < height; ++row) {
+    const std::uint8_t* from = colours + std::ptrdiff_t{row} * width * 3;
+    std::uint8_t* to = output.data + row * row_stride + std::ptrdiff_t{lane} * format.bytes;
+    if (format == kQuads8) {
+      for (int column = 0; column < width; ++column, to += output.position_stride, from += 3) {
+        const std::uint8_t pixel[4] = {from[0], from[1], from[2], 0};
+        std::memcpy(to, pixel, sizeof pixel);
+      }
+      continue;
+    }
+    for (int column = 0; column < width; ++column) {
+      for (int c = 0; c < 3; ++c) {
+        store_activation({to, output.position_stride, output.group_stride}, format, column, c, 0,
+                         from[3 * column + c]);
+      }
+    }
+  }
+}
+
+template void pool_image_lanes<std::uint8_t>(const std::uint8_t*, int, int, int, std::int32_t*);
+template void pool_image_lanes<std::uint16_t>(const std::uint16_t*, int, int, int, std::int32_t*);
+template void pool_position_lanes<std::uint8_t>(const std::uint8_t*, int, int, std::int32_t*);
+template void pool_position_lanes<std::uint16_t>(const std::uint16_t*, int, int, std::int32_t*);
+template void linear<std::int32_t>(const std::int32_t*, int, int, int, std::span<const std::int16_t>,
+                                   std::span<const float>, std::span<const float>, float*);
+template void linear<std::int64_t>(const std::int32_t*, int, int, int, std::span<const std::int16_t>,
+                                   std::span<const float>, std::span<const float>, float*);
+
+}  // namespace nibble
