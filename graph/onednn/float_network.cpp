@@ -186,7 +186,7 @@ template <typename T>
 void Runner<T>::make_variant(Layer& layer, Form form, int images, int threads,
                              const std::vector<float>& weight, const dnnl::primitive_attr& attributes) {
   using namespace dnnl;
-  const ConvolutionGeometry geometry(layer.shape, images, onednn_type<T>());
+  const OnednnConvolution geometry(layer.shape, images, onednn_type<T>());
   const memory::desc bias({layer.shape.output_channels}, memory::data_type::f32, memory::format_tag::a);
   const convolution_forward::primitive_desc description(
       cpu_engine(), prop_kind::forward_inference, algorithm::convolution_direct, geometry.source,

@@ -12,6 +12,7 @@
 #include "graph/onednn/elementwise.h"
 #include "graph/onednn/pixels.h"
 #include "graph/onednn/primitives.h"
+#include "graph/onednn/training_layer.h"
 
 // How a step runs
 //
@@ -30,74 +31,16 @@
 //
 // Layout: nhwc for activations in all three passes (measured on Zen 3, two threads: forward 80..105 GMAC/s
 // against 70..83 in nChw8c, data gradient and weight gradient equal within noise except stride 2, 0.4 ms of a
-// step better in nChw8c, less than the reorders that it would need). Weights are reordered from the master
-// copy once a step into what the forward and the data gradient want, gradients once a step back: three
-// reorders a convolution, of weights only.
+// step better in nChw8c, less than the reorders that it would need). No activation is reordered. Weights are
+// reordered from the master copy once a step into what oneDNN's forward and data gradient want, and gradients
+// back where oneDNN computes them: at most three reorders a convolution, 1.5 MB each over all of them.
 
 namespace nibble {
 namespace {
 
-using dnnl::memory;
-
-constexpr double kMomentum = 0.1;
-
 std::size_t index(int value) {
   return static_cast<std::size_t>(value);
 }
-
-/// Images in a tile: 64 KB of FP32 for each of these networks' maps, several of which share the core's cache.
-int tile_images(const Convolution& convolution) {
-  constexpr std::int64_t values = 16 * 1024;
-  const std::int64_t image =
-      std::int64_t{convolution.output_channels} * convolution.output_height() * convolution.output_width();
-  return static_cast<int>(std::clamp<std::int64_t>(values / image, 1, 16));
-}
-
-/// A batch normalization: its place in the parameters and what the last forward found.
-struct Normalization {
-  int channels;
-  std::size_t gamma;  // offsets in the trainable values
-  std::size_t beta;
-  std::vector<float> running_mean, running_variance;
-  std::vector<float> center;              // what `statistics` subtracts: the running mean before this batch
-  std::vector<float> mean, scale, shift;  // z = y * scale + shift
-  std::vector<double> deviation;          // sqrt(variance + epsilon)
-  std::vector<float> a, b, c;             // dy = a * g + (b * y + c)
-
-  explicit Normalization(int count) : channels(count) {
-    const std::size_t n = index(count);
-    deviation.assign(n, 0.0);
-    for (auto* values : {&running_mean, &running_variance, &center, &mean, &scale, &shift, &a, &b, &c}) {
-      values->assign(n, 0.0F);
-    }
-  }
-};
-
-/// A convolution with its primitives, for tiles of `tile` images on one thread.
-template <typename T>
-struct Layer {
-  Convolution shape;
-  int tile;
-  std::size_t weight;  // offset in the trainable values
-  Normalization normalization;
-
-  SharedPrimitive forward, data_gradient, weight_gradient;
-  SharedPrimitive to_forward, to_data_gradient, from_gradient;  // reorders of weights
-  AlignedBuffer<std::byte> forward_weight, data_gradient_weight;
-  AlignedBuffer<float> gradient;  // in the layout of weight_gradient
-  std::size_t gradient_count;
-
-  AlignedBuffer<T> y;
-
-  explicit Layer(const Convolution& convolution)
-      : shape(convolution), tile(tile_images(convolution)), normalization(convolution.output_channels) {}
-
-  std::size_t output_pixels() const { return index(shape.output_height() * shape.output_width()); }
-  std::size_t output_image() const { return output_pixels() * index(shape.output_channels); }
-  std::size_t input_image() const {
-    return index(shape.input_height * shape.input_width * shape.input_channels);
-  }
-};
 
 /// The map that enters a block, or the last one.
 template <typename T>
@@ -136,11 +79,6 @@ class Trainer final : public TrainingImplementation {
   FloatParameters parameters() const override;
 
  private:
-  struct Worker {
-    dnnl::stream stream{cpu_engine()};
-    AlignedBuffer<std::byte> scratchpad;
-    AlignedBuffer<T> a, b, c;  // one tile each
-  };
   struct Tile {
     int index;
     std::size_t first;  // image
@@ -148,7 +86,6 @@ class Trainer final : public TrainingImplementation {
   };
 
   void lay_out_parameters();
-  void make_primitives(Layer<T>& layer);
 
   /// Calls task(thread, tile) for every tile of `images` images, from within a parallel region.
   template <typename Task>
@@ -161,10 +98,10 @@ class Trainer final : public TrainingImplementation {
 
   void reorder_weights();
   void make_block_input(std::size_t block, const Tile& tile);
-  void convolve(Layer<T>& layer, int thread, const T* x, const Tile& tile, int slot);
+  void convolve(TrainingLayer<T>& layer, int thread, const T* x, const Tile& tile, int slot);
   void clear_tail(const Tile& tile, int images, std::size_t image_values, T* values) const;
-  void finish_statistics(Layer<T>& layer, int slot);
-  void finish_gradient(Layer<T>& layer, int slot, int stage_tile);
+  void finish_statistics(TrainingLayer<T>& layer, int slot);
+  void finish_gradient(TrainingLayer<T>& layer, int slot, int stage_tile);
   void finish_map_gradient(std::size_t map);
   void pool_and_linear(std::size_t image);
   void pool_gradient(std::size_t image, const float* logit_gradients, T* d) const;
@@ -172,19 +109,19 @@ class Trainer final : public TrainingImplementation {
   void mask_map(std::size_t block, const T* d, const T* shortcut, const Tile& tile, T* g);
   void backward_second(std::size_t block, int thread, const Tile& tile);
   void backward_first(std::size_t block, int thread, const Tile& tile);
-  void backward_stem(int thread, const Tile& tile);
-  void weight_gradient(Layer<T>& layer, int thread, const T* x, const T* dy, int slot, const Tile& tile);
-  void add_gradients(Layer<T>& layer, int slot);
+  void weight_gradient(TrainingLayer<T>& layer, int thread, const T* x, const T* dy, int slot,
+                       const Tile& tile);
+  void add_gradients(TrainingLayer<T>& layer, int slot);
 
   int tiles_of(int images) const { return (count_ + images - 1) / images; }
   double* sums(int slot, int tile) { return sums_[index(slot)].data() + index(tile) * kSumStride; }
-  Layer<T>& layer(int number) { return layers_[index(number)]; }
+  TrainingLayer<T>& layer(int number) { return layers_[index(number)]; }
   /// The convolutions that read map `block`, which is made from block - 1's outputs or the first
   /// convolution's.
-  Layer<T>& main_source(std::size_t map) {
+  TrainingLayer<T>& main_source(std::size_t map) {
     return map == 0 ? layers_[0] : layer(network_.blocks[map - 1].conv2);
   }
-  Layer<T>* projected_source(std::size_t map) {
+  TrainingLayer<T>* projected_source(std::size_t map) {
     const int projection = map == 0 ? -1 : network_.blocks[map - 1].projection;
     return projection < 0 ? nullptr : &layer(projection);
   }
@@ -197,14 +134,13 @@ class Trainer final : public TrainingImplementation {
   static constexpr std::size_t kSumStride = 2 * kChannels;
 
   NetworkDescription network_;
-  int batch_size_;
   int threads_;
   const ElementwiseLoops<T>& loops_;
-  std::vector<Layer<T>> layers_;
+  std::vector<TrainingLayer<T>> layers_;
   std::vector<Map<T>> maps_;  // maps_[k] enters block k; the last one is pooled
   AlignedBuffer<T> input_;    // normalized pixels
   PixelNormalization pixel_normalization_;
-  std::vector<Worker> workers_;
+  std::vector<TrainingWorker<T>> workers_;
 
   std::array<AlignedBuffer<T>, 2> map_gradient_;  // g of a block's output, of its input
   AlignedBuffer<T> inner_gradient_;               // g between a block's convolutions
@@ -225,7 +161,6 @@ class Trainer final : public TrainingImplementation {
 template <typename T>
 Trainer<T>::Trainer(const NetworkDescription& network, int batch_size)
     : network_(network),
-      batch_size_(batch_size),
       threads_(omp_get_max_threads()),
       loops_(elementwise_loops<T>()),
       workers_(index(threads_)) {
@@ -239,7 +174,7 @@ Trainer<T>::Trainer(const NetworkDescription& network, int batch_size)
   int largest_tile = 1;
   std::size_t largest_map = 0;
   std::size_t largest_tile_values = 0;
-  for (const Layer<T>& each : layers_) {
+  for (const TrainingLayer<T>& each : layers_) {
     largest_tile = std::max(largest_tile, each.tile);
     largest_map = std::max({largest_map, each.output_image()});
     largest_tile_values =
@@ -249,8 +184,8 @@ Trainer<T>::Trainer(const NetworkDescription& network, int batch_size)
 
   SingleThreadedCreation single;
   std::size_t partials = 0;
-  for (Layer<T>& each : layers_) {
-    make_primitives(each);
+  for (TrainingLayer<T>& each : layers_) {
+    each.make_primitives(workers_);
     each.y.reset(images * each.output_image());
     partials = std::max(partials, each.gradient_count * (images / index(each.tile)));
   }
@@ -259,7 +194,7 @@ Trainer<T>::Trainer(const NetworkDescription& network, int batch_size)
   maps_.push_back(
       {AlignedBuffer<T>(images * layers_[0].output_image()), stem.output_channels, stem.output_height()});
   for (const Block& block : network_.blocks) {
-    const Layer<T>& last = layer(block.conv2);
+    const TrainingLayer<T>& last = layer(block.conv2);
     maps_.push_back({AlignedBuffer<T>(images * last.output_image()), last.shape.output_channels,
                      last.shape.output_height()});
   }
@@ -267,7 +202,7 @@ Trainer<T>::Trainer(const NetworkDescription& network, int batch_size)
   inner_gradient_.reset(images * largest_map);
   for (auto& values : sums_) values.resize(images * kSumStride);
   for (auto& values : weight_partials_) values.reset(partials);
-  for (Worker& worker : workers_) {
+  for (TrainingWorker<T>& worker : workers_) {
     worker.a.reset(largest_tile_values);
     worker.b.reset(largest_tile_values);
     worker.c.reset(largest_tile_values);
@@ -284,7 +219,7 @@ void Trainer<T>::lay_out_parameters() {
     offset += count;
     return offset - count;
   };
-  for (Layer<T>& each : layers_) {
+  for (TrainingLayer<T>& each : layers_) {
     const std::string& name = each.shape.name;
     const std::size_t channels = index(each.shape.output_channels);
     each.weight = add(name + ".weight", ParameterKind::convolution_weight,
@@ -300,84 +235,13 @@ void Trainer<T>::lay_out_parameters() {
 }
 
 template <typename T>
-void Trainer<T>::make_primitives(Layer<T>& layer) {
-  using namespace dnnl;
-  const engine& cpu = cpu_engine();
-  const ConvolutionGeometry geometry(layer.shape, layer.tile, onednn_type<T>());
-  const memory::desc& source = geometry.source;
-  const memory::desc& destination = geometry.destination;
-  const memory::desc& any_weight = geometry.weight;
-  const memory::desc any_gradient(geometry.weight_dims, memory::data_type::f32, memory::format_tag::any);
-  const memory::desc& master = geometry.master_weight;
-  const memory::dims& strides = geometry.strides;
-  const memory::dims& before = geometry.padding_before;
-  const memory::dims& after = geometry.padding_after;
-  const primitive_attr attributes = user_scratchpad();
-  const auto reserve = [&](const memory::desc& scratchpad) {
-    for (Worker& worker : workers_) {
-      if (worker.scratchpad.size() < scratchpad.get_size()) worker.scratchpad.reset(scratchpad.get_size());
-    }
-  };
-  const auto make_reorder = [&](const memory::desc& from, const memory::desc& to) {
-    const reorder::primitive_desc description(cpu, from, cpu, to, attributes);
-    reserve(description.scratchpad_desc());
-    return SharedPrimitive(
-        reorder(description),
-        {{DNNL_ARG_FROM, from}, {DNNL_ARG_TO, to}, {DNNL_ARG_SCRATCHPAD, description.scratchpad_desc()}},
-        threads_);
-  };
-
-  const convolution_forward::primitive_desc forward(cpu, prop_kind::forward_training,
-                                                    algorithm::convolution_direct, source, any_weight,
-                                                    destination, strides, before, after, attributes);
-  reserve(forward.scratchpad_desc());
-  layer.forward = SharedPrimitive(convolution_forward(forward),
-                                  {{DNNL_ARG_SRC, source},
-                                   {DNNL_ARG_WEIGHTS, forward.weights_desc()},
-                                   {DNNL_ARG_DST, destination},
-                                   {DNNL_ARG_SCRATCHPAD, forward.scratchpad_desc()}},
-                                  threads_);
-  layer.to_forward = make_reorder(master, forward.weights_desc());
-  layer.forward_weight.reset(forward.weights_desc().get_size());
-
-  if (layer.weight != 0) {  // the pixels need no gradient
-    const convolution_backward_data::primitive_desc data(cpu, algorithm::convolution_direct, source,
-                                                         any_weight, destination, strides, before, after,
-                                                         forward, attributes);
-    reserve(data.scratchpad_desc());
-    layer.data_gradient = SharedPrimitive(convolution_backward_data(data),
-                                          {{DNNL_ARG_DIFF_DST, destination},
-                                           {DNNL_ARG_WEIGHTS, data.weights_desc()},
-                                           {DNNL_ARG_DIFF_SRC, source},
-                                           {DNNL_ARG_SCRATCHPAD, data.scratchpad_desc()}},
-                                          threads_);
-    layer.to_data_gradient = make_reorder(master, data.weights_desc());
-    layer.data_gradient_weight.reset(data.weights_desc().get_size());
-  }
-
-  const convolution_backward_weights::primitive_desc weights(cpu, algorithm::convolution_direct, source,
-                                                             any_gradient, destination, strides, before,
-                                                             after, forward, attributes);
-  reserve(weights.scratchpad_desc());
-  layer.weight_gradient = SharedPrimitive(convolution_backward_weights(weights),
-                                          {{DNNL_ARG_SRC, source},
-                                           {DNNL_ARG_DIFF_DST, destination},
-                                           {DNNL_ARG_DIFF_WEIGHTS, weights.diff_weights_desc()},
-                                           {DNNL_ARG_SCRATCHPAD, weights.scratchpad_desc()}},
-                                          threads_);
-  layer.from_gradient = make_reorder(weights.diff_weights_desc(), master);
-  layer.gradient_count = weights.diff_weights_desc().get_size() / sizeof(float);
-  layer.gradient.reset(layer.gradient_count);
-}
-
-template <typename T>
 void Trainer<T>::set_parameters(const FloatParameters& parameters) {
   const auto copy = [&](const std::vector<float>& from, std::size_t to) {
     std::copy(from.begin(), from.end(), trainable.data() + to);
   };
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     const FloatConvolution& source = parameters.convolutions[i];
-    Layer<T>& each = layers_[i];
+    TrainingLayer<T>& each = layers_[i];
     copy(source.weight, each.weight);
     copy(source.gamma, each.normalization.gamma);
     copy(source.beta, each.normalization.beta);
@@ -395,7 +259,7 @@ FloatParameters Trainer<T>::parameters() const {
     std::copy_n(trainable.data() + from, to.size(), to.begin());
   };
   for (std::size_t i = 0; i < layers_.size(); ++i) {
-    const Layer<T>& each = layers_[i];
+    const TrainingLayer<T>& each = layers_[i];
     FloatConvolution& target = result.convolutions[i];
     copy(each.weight, target.weight);
     copy(each.normalization.gamma, target.gamma);
@@ -454,15 +318,7 @@ void Trainer<T>::reorder_weights() {
   for (int i = 0; i < count; ++i) {
     guarded([&] {
       const int thread = omp_get_thread_num();
-      Worker& worker = workers_[index(thread)];
-      Layer<T>& each = layer(i);
-      const float* master = trainable.data() + each.weight;
-      each.to_forward.run(thread, worker.stream,
-                          {master, each.forward_weight.data(), worker.scratchpad.data()});
-      if (each.to_data_gradient) {
-        each.to_data_gradient.run(thread, worker.stream,
-                                  {master, each.data_gradient_weight.data(), worker.scratchpad.data()});
-      }
+      layer(i).set_weight(thread, workers_[index(thread)], trainable.data() + layer(i).weight);
     });
   }
 }
@@ -471,7 +327,7 @@ void Trainer<T>::reorder_weights() {
 template <typename T>
 void Trainer<T>::make_block_input(std::size_t map, const Tile& tile) {
   Map<T>& target = maps_[map];
-  const Layer<T>& source = main_source(map);
+  const TrainingLayer<T>& source = main_source(map);
   const Normalization& normalization = source.normalization;
   const std::size_t offset = tile.first * target.image();
   const std::size_t rows = tile.valid * target.pixels();
@@ -489,7 +345,7 @@ void Trainer<T>::make_block_input(std::size_t map, const Tile& tile) {
       loops_.normalize_add_relu(y, rows, target.channels, scale, shift, before.x.data() + offset, x);
       break;
     case Shortcut::projection: {
-      const Layer<T>& projection = *projected_source(map);
+      const TrainingLayer<T>& projection = *projected_source(map);
       std::array<float, kChannels> both;
       for (std::size_t i = 0; i < index(target.channels); ++i) {
         both[i] = shift[i] + projection.normalization.shift[i];
@@ -533,10 +389,9 @@ void Trainer<T>::clear_tail(const Tile& tile, int images, std::size_t image_valu
 
 /// y of the layer, and its sums into the tile's place in `slot`.
 template <typename T>
-void Trainer<T>::convolve(Layer<T>& layer, int thread, const T* x, const Tile& tile, int slot) {
-  Worker& worker = workers_[index(thread)];
+void Trainer<T>::convolve(TrainingLayer<T>& layer, int thread, const T* x, const Tile& tile, int slot) {
   T* y = layer.y.data() + tile.first * layer.output_image();
-  layer.forward.run(thread, worker.stream, {x, layer.forward_weight.data(), y, worker.scratchpad.data()});
+  layer.forward(thread, workers_[index(thread)], x, y);
   double* sum = sums(slot, tile.index);
   std::fill_n(sum, kSumStride, 0.0);
   loops_.statistics(y, tile.valid * layer.output_pixels(), layer.shape.output_channels,
@@ -544,45 +399,29 @@ void Trainer<T>::convolve(Layer<T>& layer, int thread, const T* x, const Tile& t
 }
 
 template <typename T>
-void Trainer<T>::finish_statistics(Layer<T>& layer, int slot) {
+void Trainer<T>::finish_statistics(TrainingLayer<T>& layer, int slot) {
   Normalization& normalization = layer.normalization;
-  const std::size_t channels = index(normalization.channels);
   const int tiles = tiles_of(layer.tile);
   const double pixels = static_cast<double>(index(count_) * layer.output_pixels());
-  const float* gamma = trainable.data() + normalization.gamma;
-  const float* beta = trainable.data() + normalization.beta;
-  for (std::size_t i = 0; i < channels; ++i) {
+  for (std::size_t i = 0; i < index(normalization.channels); ++i) {
     double sum = 0;
     double square = 0;
     for (int tile = 0; tile < tiles; ++tile) {
       sum += sums(slot, tile)[i];
       square += sums(slot, tile)[kChannels + i];
     }
-    // The sums are of y - center, which is near enough to the mean that nothing cancels.
-    const double shifted = sum / pixels;
-    const double variance = std::max(0.0, square / pixels - shifted * shifted);
-    const double mean = shifted + double{normalization.center[i]};
-    const double deviation = std::sqrt(variance + kBatchNormalizationEpsilon);
-    const double unbiased = pixels > 1 ? variance * pixels / (pixels - 1) : variance;
-    const auto move = [](float& running, double batch) {
-      running = static_cast<float>((1 - kMomentum) * double{running} + kMomentum * batch);
-    };
-    move(normalization.running_mean[i], mean);
-    move(normalization.running_variance[i], unbiased);
-    normalization.deviation[i] = deviation;
-    normalization.mean[i] = static_cast<float>(mean);
-    normalization.scale[i] = static_cast<float>(double{gamma[i]} / deviation);
-    normalization.shift[i] = static_cast<float>(double{beta[i]} - mean * double{gamma[i]} / deviation);
+    normalization.take_statistics(i, sum, square, pixels, trainable.data()[normalization.gamma + i],
+                                  trainable.data()[normalization.beta + i]);
   }
 }
 
 template <typename T>
 std::span<const float> Trainer<T>::forward(const std::uint8_t* pixels, int count) {
   count_ = count;
-  for (Layer<T>& each : layers_) each.normalization.center = each.normalization.running_mean;
+  for (TrainingLayer<T>& each : layers_) each.normalization.center = each.normalization.running_mean;
   parallel([&](int) {
     reorder_weights();
-    Layer<T>& stem = layers_[0];
+    TrainingLayer<T>& stem = layers_[0];
     for_tiles(stem.tile, [&](int thread, const Tile& tile) {
       T* x = input_.data() + tile.first * stem.input_image();
       const std::uint8_t* from = pixels + tile.first * stem.input_image();
@@ -594,9 +433,9 @@ std::span<const float> Trainer<T>::forward(const std::uint8_t* pixels, int count
     finish_statistics(stem, 0);
     for (std::size_t number = 0; number < network_.blocks.size(); ++number) {
       const Block& block = network_.blocks[number];
-      Layer<T>& first = layer(block.conv1);
-      Layer<T>& second = layer(block.conv2);
-      Layer<T>* projection = block.projection < 0 ? nullptr : &layer(block.projection);
+      TrainingLayer<T>& first = layer(block.conv1);
+      TrainingLayer<T>& second = layer(block.conv2);
+      TrainingLayer<T>* projection = block.projection < 0 ? nullptr : &layer(block.projection);
       for_tiles(first.tile, [&](int thread, const Tile& tile) {
         make_block_input(number, tile);
         T* x = maps_[number].x.data() + tile.first * maps_[number].image();
@@ -685,15 +524,12 @@ void Trainer<T>::linear_gradient(const float* logit_gradients) {
   }
 }
 
-/// Gradients of gamma and beta, and the line that gives dy from g and y (Ioffe and Szegedy 2015,
-/// arXiv:1502.03167, section 3). sum[c] = sum of g lies in slot 0, product[c] = sum of g * (y - mean) in
-/// `slot`.
+/// The sum of g lies in slot 0, the sum of g * (y - mean) in `slot`.
 template <typename T>
-void Trainer<T>::finish_gradient(Layer<T>& layer, int slot, int stage_tile) {
+void Trainer<T>::finish_gradient(TrainingLayer<T>& layer, int slot, int stage_tile) {
   Normalization& normalization = layer.normalization;
   const int tiles = tiles_of(stage_tile);
   const double pixels = static_cast<double>(index(count_) * layer.output_pixels());
-  const float* gamma = trainable.data() + normalization.gamma;
   for (std::size_t i = 0; i < index(normalization.channels); ++i) {
     double sum = 0;
     double product = 0;
@@ -701,14 +537,9 @@ void Trainer<T>::finish_gradient(Layer<T>& layer, int slot, int stage_tile) {
       sum += sums(0, tile)[i];
       product += sums(slot, tile)[kChannels + i];
     }
-    const double deviation = normalization.deviation[i];
-    const double a = double{gamma[i]} / deviation;
-    const double b = -a * product / (pixels * deviation * deviation);
-    gradients.data()[normalization.gamma + i] = static_cast<float>(product / deviation);
+    gradients.data()[normalization.gamma + i] = static_cast<float>(
+        normalization.take_gradient(i, sum, product, pixels, trainable.data()[normalization.gamma + i]));
     gradients.data()[normalization.beta + i] = static_cast<float>(sum);
-    normalization.a[i] = static_cast<float>(a);
-    normalization.b[i] = static_cast<float>(b);
-    normalization.c[i] = static_cast<float>(-a * sum / pixels - b * double{normalization.mean[i]});
   }
 }
 
@@ -716,7 +547,7 @@ template <typename T>
 void Trainer<T>::finish_map_gradient(std::size_t map) {
   const int tile = map_tile(map);
   finish_gradient(main_source(map), 0, tile);
-  if (Layer<T>* projection = projected_source(map)) finish_gradient(*projection, 1, tile);
+  if (TrainingLayer<T>* projection = projected_source(map)) finish_gradient(*projection, 1, tile);
 }
 
 /// g of maps_[map] from d and the shortcut's gradient, with the sums that the normalizations before it need.
@@ -725,12 +556,12 @@ void Trainer<T>::mask_map(std::size_t map, const T* d, const T* shortcut, const 
   const Map<T>& target = maps_[map];
   const std::size_t offset = tile.first * target.image();
   const std::size_t rows = tile.valid * target.pixels();
-  const Layer<T>& source = main_source(map);
+  const TrainingLayer<T>& source = main_source(map);
   double* sum = sums(0, tile.index);
   std::fill_n(sum, kSumStride, 0.0);
   loops_.mask_by_sign(d, shortcut, target.x.data() + offset, source.y.data() + offset, rows, target.channels,
                       source.normalization.mean.data(), g + offset, sum, sum + kChannels);
-  if (const Layer<T>* projection = projected_source(map)) {
+  if (const TrainingLayer<T>* projection = projected_source(map)) {
     double* product = sums(1, tile.index) + kChannels;
     std::fill_n(product, kChannels, 0.0);
     loops_.gradient_product(g + offset, projection->y.data() + offset, rows, target.channels,
@@ -740,9 +571,9 @@ void Trainer<T>::mask_map(std::size_t map, const T* d, const T* shortcut, const 
 
 /// dy of the layer from g, in worker.a, and the tile's weight gradient.
 template <typename T>
-void Trainer<T>::weight_gradient(Layer<T>& layer, int thread, const T* x, const T* g, int slot,
+void Trainer<T>::weight_gradient(TrainingLayer<T>& layer, int thread, const T* x, const T* g, int slot,
                                  const Tile& tile) {
-  Worker& worker = workers_[index(thread)];
+  TrainingWorker<T>& worker = workers_[index(thread)];
   T* dy = worker.a.data();
   const std::size_t offset = tile.first * layer.output_image();
   const Normalization& normalization = layer.normalization;
@@ -751,16 +582,16 @@ void Trainer<T>::weight_gradient(Layer<T>& layer, int thread, const T* x, const 
                         normalization.c.data(), dy);
   clear_tail(tile, layer.tile, layer.output_image(), dy);
   float* partial = weight_partials_[index(slot)].data() + index(tile.index) * layer.gradient_count;
-  layer.weight_gradient.run(thread, worker.stream, {x, dy, partial, worker.scratchpad.data()});
+  layer.weight_gradient(thread, worker, x, dy, partial);
 }
 
 /// Second convolution of a block: g of the block's output -> g between the convolutions.
 template <typename T>
 void Trainer<T>::backward_second(std::size_t number, int thread, const Tile& tile) {
   const Block& block = network_.blocks[number];
-  Worker& worker = workers_[index(thread)];
-  Layer<T>& first = layer(block.conv1);
-  Layer<T>& second = layer(block.conv2);
+  TrainingWorker<T>& worker = workers_[index(thread)];
+  TrainingLayer<T>& first = layer(block.conv1);
+  TrainingLayer<T>& second = layer(block.conv2);
   const std::size_t offset = tile.first * first.output_image();
   const std::size_t rows = tile.valid * first.output_pixels();
   const Normalization& normalization = first.normalization;
@@ -771,9 +602,7 @@ void Trainer<T>::backward_second(std::size_t number, int thread, const Tile& til
   clear_tail(tile, second.tile, first.output_image(), z);
   weight_gradient(second, thread, z, map_gradient_[current_gradient_].data(), 0, tile);
   T* g = inner_gradient_.data() + offset;
-  second.data_gradient.run(
-      thread, worker.stream,
-      {worker.a.data(), second.data_gradient_weight.data(), g, worker.scratchpad.data()});
+  second.data_gradient(thread, worker, worker.a.data(), g);
   double* sum = sums(0, tile.index);
   std::fill_n(sum, kSumStride, 0.0);
   loops_.mask_by_output(g, y, rows, normalization.channels, normalization.scale.data(),
@@ -784,14 +613,13 @@ void Trainer<T>::backward_second(std::size_t number, int thread, const Tile& til
 template <typename T>
 void Trainer<T>::backward_first(std::size_t number, int thread, const Tile& tile) {
   const Block& block = network_.blocks[number];
-  Worker& worker = workers_[index(thread)];
-  Layer<T>& first = layer(block.conv1);
+  TrainingWorker<T>& worker = workers_[index(thread)];
+  TrainingLayer<T>& first = layer(block.conv1);
   const Map<T>& map = maps_[number];
   const T* x = map.x.data() + tile.first * map.image();
   weight_gradient(first, thread, x, inner_gradient_.data(), 0, tile);
   T* d = worker.b.data();
-  first.data_gradient.run(thread, worker.stream,
-                          {worker.a.data(), first.data_gradient_weight.data(), d, worker.scratchpad.data()});
+  first.data_gradient(thread, worker, worker.a.data(), d);
 
   const T* output_gradient = map_gradient_[current_gradient_].data();
   T* g = map_gradient_[1 - current_gradient_].data();
@@ -800,11 +628,9 @@ void Trainer<T>::backward_first(std::size_t number, int thread, const Tile& tile
       mask_map(number, d, output_gradient + tile.first * map.image(), tile, g);
       break;
     case Shortcut::projection: {
-      Layer<T>& projection = layer(block.projection);
+      TrainingLayer<T>& projection = layer(block.projection);
       weight_gradient(projection, thread, x, output_gradient, 1, tile);
-      projection.data_gradient.run(thread, worker.stream,
-                                   {worker.a.data(), projection.data_gradient_weight.data(), worker.c.data(),
-                                    worker.scratchpad.data()});
+      projection.data_gradient(thread, worker, worker.a.data(), worker.c.data());
       mask_map(number, d, worker.c.data(), tile, g);
       break;
     }
@@ -833,7 +659,7 @@ void Trainer<T>::backward_first(std::size_t number, int thread, const Tile& tile
 
 /// The weight gradient of the layer: its tiles' gradients added in order. Shared by all threads.
 template <typename T>
-void Trainer<T>::add_gradients(Layer<T>& layer, int slot) {
+void Trainer<T>::add_gradients(TrainingLayer<T>& layer, int slot) {
   constexpr std::size_t piece = 1024;
   const int tiles = tiles_of(layer.tile);
   const std::size_t count = layer.gradient_count;
@@ -884,7 +710,7 @@ void Trainer<T>::backward(std::span<const float> logit_gradients) {
       add_gradients(layer(block.conv1), 0);
       if (block.projection >= 0) add_gradients(layer(block.projection), 1);
     }
-    Layer<T>& stem = layers_[0];
+    TrainingLayer<T>& stem = layers_[0];
     for_tiles(stem.tile, [&](int thread, const Tile& tile) {
       weight_gradient(stem, thread, input_.data() + tile.first * stem.input_image(),
                       map_gradient_[current_gradient_].data(), 0, tile);
@@ -895,10 +721,7 @@ void Trainer<T>::backward(std::span<const float> logit_gradients) {
     for (int i = 0; i < count; ++i) {
       guarded([&] {
         const int thread = omp_get_thread_num();
-        const Worker& worker = workers_[index(thread)];
-        layer(i).from_gradient.run(
-            thread, worker.stream,
-            {layer(i).gradient.data(), gradients.data() + layer(i).weight, worker.scratchpad.data()});
+        layer(i).store_gradient(thread, workers_[index(thread)], gradients.data() + layer(i).weight);
       });
     }
   });

@@ -28,7 +28,7 @@ void require_precision(Precision precision) {
   }
 }
 
-ConvolutionGeometry::ConvolutionGeometry(const Convolution& shape, int images, dnnl::memory::data_type type) {
+OnednnConvolution::OnednnConvolution(const Convolution& shape, int images, dnnl::memory::data_type type) {
   using dnnl::memory;
   source = memory::desc({images, shape.input_channels, shape.input_height, shape.input_width}, type,
                         memory::format_tag::nhwc);

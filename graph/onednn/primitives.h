@@ -52,8 +52,8 @@ constexpr dnnl::memory::data_type onednn_type<Bfloat16>() {
 }
 
 /// What oneDNN wants to know of a convolution of `images` images, activations in nhwc.
-struct ConvolutionGeometry {
-  ConvolutionGeometry(const Convolution& shape, int images, dnnl::memory::data_type type);
+struct OnednnConvolution {
+  OnednnConvolution(const Convolution& shape, int images, dnnl::memory::data_type type);
 
   dnnl::memory::desc source;
   dnnl::memory::desc destination;

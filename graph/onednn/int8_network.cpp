@@ -1,0 +1,604 @@
+#include "graph/onednn/int8_network.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <exception>
+#include <limits>
+
+#include "graph/network/error.h"
+#include "graph/network/factors.h"
+#include "graph/network/instruction_set.h"
+#include "graph/onednn/primitives.h"
+#include "kernels/features.h"
+#include "kernels/geometry.h"
+#include "kernels/registry.h"
+
+// How a batch runs
+//
+// As in the float network, threads take groups of images from a queue and run the whole network on a group;
+// every primitive is made for one thread, so nothing is shared and there are no barriers. Within a group the
+// blocks of one resolution run on tiles of images that stay in the core's own cache:
+//
+//   group of 16 images:  32x32 x 16: 4 tiles of 4    16x16 x 32: 2 tiles of 8    8x8 x 64: 1 tile of 16
+//
+// A group that is not full, and a batch of one, run on primitives for one image; those of a batch of one use
+// all threads.
+//
+// What a primitive computes is numbers.md's formula and nothing else: the weights' scale is S, the bias is B,
+// the sum post-op's scale is s_r / s_out, the residual is read where the output goes, and the saturation to
+// u8 is the ReLU. There are no source or destination scales and no zero points.
+
+namespace nibble {
+namespace {
+
+using dnnl::memory;
+using Type = memory::data_type;
+using Tag = memory::format_tag;
+using Clock = std::chrono::steady_clock;
+
+constexpr int kGroup = 16;
+constexpr int kScalesArgument = DNNL_ARG_ATTR_SCALES | DNNL_ARG_WEIGHTS;
+
+std::size_t index(int value) {
+  return static_cast<std::size_t>(value);
+}
+
+enum class Form { tile, image, all_threads };
+
+/// What a convolution adds before its output, read where the output goes.
+enum class Residual { none, stream, projection };
+
+/// A convolution's primitive for one number of images and threads.
+struct Variant {
+  SharedPrimitive primitive;
+  std::shared_ptr<AlignedBuffer<std::byte>> weight;  // in this primitive's layout; variants share where equal
+  memory::desc weight_layout;
+};
+
+struct Layer {
+  Convolution shape;                // of what is computed: the first one reads the bordered image
+  std::array<Variant, 3> variants;  // by Form; empty where our own kernel runs
+  AlignedBuffer<float> scale, offset;
+
+  // Our own kernel on nhwc maps, one lane; nullptr where oneDNN runs.
+  const ConvolutionKernel* kernel = nullptr;
+  PackedConvolution packed;
+  OutputStage stage;
+  ConvolutionGeometry geometry_of_runs{};
+};
+
+/// Consecutive blocks whose outputs have one resolution.
+struct Stage {
+  std::size_t first_block, end_block;
+  int tile;
+};
+
+ConvolutionShape kernel_shape(const Convolution& shape) {
+  return {shape.input_channels, shape.output_channels, shape.kernel,     shape.stride,
+          shape.padding,        shape.input_height,    shape.input_width};
+}
+
+/// The first convolution reads an image with its border and has no padding of its own.
+Convolution computed_shape(const NetworkDescription& network, std::size_t number) {
+  Convolution shape = network.convolutions[number];
+  if (number == 0) {
+    shape.input_height += 2 * shape.padding;
+    shape.input_width += 2 * shape.padding;
+    shape.padding = 0;
+  }
+  return shape;
+}
+
+std::size_t output_size(const Convolution& shape) {
+  return index(shape.output_channels * shape.output_height() * shape.output_width());
+}
+
+std::size_t input_size(const Convolution& shape) {
+  return index(shape.input_channels * shape.input_height * shape.input_width);
+}
+
+int tile_images(const Convolution& convolution) {
+  // A block needs two or three maps of this size beside its weights.
+  constexpr std::size_t bytes = 64 * 1024;
+  return static_cast<int>(std::clamp<std::size_t>(bytes / output_size(convolution), 1, kGroup));
+}
+
+/// Without VNNI oneDNN's vpmaddubsw adds the products of input channels 2 i and 2 i + 1 of a tap in 16 bits.
+bool pairs_are_proved(const QuantizedLayer& layer, const Convolution& shape) {
+  const auto channels = index(shape.input_channels);
+  for (std::size_t tap = 0; tap < layer.weights.size(); tap += channels) {
+    for (std::size_t i = 0; i < channels; i += 2) {
+      const int first = layer.weights[tap + i];
+      const int second = i + 1 < channels ? layer.weights[tap + i + 1] : 0;
+      if ((std::max(first, 0) + std::max(second, 0)) * 255 > 32767) return false;
+      if ((std::min(first, 0) + std::min(second, 0)) * 255 < -32768) return false;
+    }
+  }
+  return true;
+}
+
+void require_8_bits(const QuantizedNetwork& quantized) {
+  const QuantizedParameters& parameters = quantized.parameters;
+  bool narrow = parameters.weight_bits == 8 && parameters.activation_bits == 8;
+  for (const QuantizedLayer& layer : parameters.convolutions) narrow = narrow && layer.weight_bits == 8;
+  for (const QuantizedBlock& block : parameters.blocks) {
+    narrow = narrow && block.input_bits == 8 && block.middle_bits == 8;
+  }
+  if (!narrow) {
+    throw InputError("oneDNN runs networks of 8-bit weights and activations only, this one has " +
+                     std::to_string(parameters.weight_bits) + " and " +
+                     std::to_string(parameters.activation_bits) + " bits; use the integer network");
+  }
+}
+
+}  // namespace
+
+bool onednn_has_vnni() {
+  switch (dnnl::get_effective_cpu_isa()) {
+    case dnnl::cpu_isa::isa_default:
+    case dnnl::cpu_isa::sse41:
+    case dnnl::cpu_isa::avx:
+    case dnnl::cpu_isa::avx2:
+    case dnnl::cpu_isa::avx512_core:
+      return false;
+    default:
+      return true;
+  }
+}
+
+bool onednn_is_exact(const QuantizedNetwork& quantized) {
+  if (onednn_has_vnni()) return true;
+  for (std::size_t i = 0; i < quantized.network.convolutions.size(); ++i) {
+    if (!pairs_are_proved(quantized.parameters.convolutions[i], quantized.network.convolutions[i])) {
+      return false;
+    }
+  }
+  return true;
+}
+
+struct Int8Network::Implementation {
+  Implementation(const QuantizedNetwork& quantized, int max_batch, UnprovedLayers unproved);
+  void run(const std::uint8_t* pixels, int count, float* logits);
+
+  /// Seconds of each step, added over threads; null when nobody asks.
+  std::vector<std::vector<double>>* times = nullptr;  // [thread][step]
+  std::vector<LayerTime> steps;                       // names, and multiply-accumulates of one image
+  std::vector<std::string> implementations;
+  bool own_kernels = false;
+
+ private:
+  struct Worker {
+    dnnl::stream stream{cpu_engine()};
+    AlignedBuffer<std::byte> scratchpad;
+    AlignedBuffer<std::uint8_t> image;      // a tile's pixels with their border
+    AlignedBuffer<std::uint8_t> x, next_x;  // a group's stream before and after a stage
+    AlignedBuffer<std::uint8_t> inner;      // a tile's map between a block's convolutions
+    std::vector<std::int32_t> sums;
+    Clock::time_point mark;
+  };
+
+  void make_layer(std::size_t number, const LayerFactors& factors, Residual residual, float ratio,
+                  bool is_signed, UnprovedLayers unproved);
+  void make_variant(Layer& layer, Form form, int images, int threads, const QuantizedLayer& quantized,
+                    const dnnl::primitive_attr& attributes, bool is_signed);
+  void make_own(Layer& layer, const QuantizedLayer& quantized, Residual residual, float ratio,
+                bool is_signed);
+
+  void run_group(int thread, const std::uint8_t* pixels, int count, float* logits, bool all_threads);
+  void run_first(int thread, Form form, const std::uint8_t* pixels, int images, std::uint8_t* x);
+  void run_stage(const Stage& stage, int thread, Form form, int images, const std::uint8_t* from,
+                 std::uint8_t* to);
+  void convolve(int number, int thread, Form form, int images, const std::uint8_t* x, std::uint8_t* y);
+  void convolve_own(const Layer& layer, int images, const std::uint8_t* x, std::uint8_t* y) const;
+  void pad_shortcut(const Block& block, int thread, int images, const std::uint8_t* x,
+                    std::uint8_t* shortcut);
+  void classify(int thread, int images, const std::uint8_t* x, float* logits);
+  void mark(int thread, std::size_t step);
+
+  QuantizedNetwork quantized_;
+  NetworkFactors factors_;
+  int threads_;
+  int group_;  // images in a group, at most
+  std::vector<Layer> layers_;
+  std::vector<Stage> stages_;
+  std::vector<Worker> workers_;
+};
+
+Int8Network::Implementation::Implementation(const QuantizedNetwork& quantized, int max_batch,
+                                            UnprovedLayers unproved)
+    : quantized_(quantized),
+      factors_(make_factors(quantized)),
+      threads_(omp_get_max_threads()),
+      group_(std::clamp((max_batch + threads_ - 1) / threads_, 1, kGroup)),
+      workers_(index(threads_)) {
+  const NetworkDescription& network = quantized_.network;
+  std::vector<Residual> residual(network.convolutions.size(), Residual::none);
+  std::vector<float> ratio(network.convolutions.size());
+  std::vector<bool> is_signed(network.convolutions.size());
+  for (std::size_t i = 0; i < network.blocks.size(); ++i) {
+    const Block& block = network.blocks[i];
+    const bool projected = block.shortcut == Shortcut::projection;
+    residual[index(block.conv2)] = projected ? Residual::projection : Residual::stream;
+    ratio[index(block.conv2)] = factors_.blocks[i].residual_ratio;
+    if (projected) is_signed[index(block.projection)] = true;
+  }
+  steps.push_back({"border", 0, 0});
+  for (std::size_t i = 0; i < network.convolutions.size(); ++i) {
+    make_layer(i, factors_.convolutions[i], residual[i], ratio[i], is_signed[i], unproved);
+    const Convolution& shape = network.convolutions[i];
+    steps.push_back({shape.name, 0, static_cast<double>(shape.multiply_accumulates())});
+  }
+  steps.push_back({"pool and linear", 0, static_cast<double>(network.feature_channels * network.classes)});
+  steps.push_back({"padded shortcuts", 0, 0});
+
+  for (std::size_t number = 0; number < network.blocks.size(); ++number) {
+    const Convolution& shape = network.convolutions[index(network.blocks[number].conv2)];
+    const bool same =
+        number > 0 && network.convolutions[index(network.blocks[number - 1].conv2)].output_height() ==
+                          shape.output_height();
+    if (same) {
+      stages_.back().end_block = number + 1;
+    } else {
+      stages_.push_back({number, number + 1, tile_images(shape)});
+    }
+  }
+
+  std::size_t largest_map = 0;
+  for (const Convolution& shape : network.convolutions)
+    largest_map = std::max(largest_map, output_size(shape));
+  for (Worker& worker : workers_) {
+    worker.image.reset(index(kGroup) * input_size(layers_[0].shape));
+    for (std::size_t i = 0; i < worker.image.size(); ++i) worker.image.data()[i] = kBorderPixel[i % 3];
+    worker.x.reset(index(group_) * largest_map);
+    worker.next_x.reset(index(group_) * largest_map);
+    worker.inner.reset(index(group_) * largest_map);
+    worker.sums.resize(index(network.feature_channels));
+  }
+}
+
+void Int8Network::Implementation::make_layer(std::size_t number, const LayerFactors& factors,
+                                             Residual residual, float ratio, bool is_signed,
+                                             UnprovedLayers unproved) {
+  const QuantizedLayer& quantized = quantized_.parameters.convolutions[number];
+  Layer& layer = layers_.emplace_back();
+  layer.shape = computed_shape(quantized_.network, number);
+  const std::size_t padded = (factors.scale.size() + kChannelPadding - 1) / kChannelPadding * kChannelPadding;
+  layer.scale.reset(padded);
+  layer.offset.reset(padded);
+  std::copy(factors.scale.begin(), factors.scale.end(), layer.scale.data());
+  std::copy(factors.offset.begin(), factors.offset.end(), layer.offset.data());
+
+  const bool right = onednn_has_vnni() || pairs_are_proved(quantized, layer.shape);
+  if (!right && unproved == UnprovedLayers::exact) {
+    make_own(layer, quantized, residual, ratio, is_signed);
+    return;
+  }
+  dnnl::primitive_attr attributes = user_scratchpad();
+  attributes.set_scales_mask(DNNL_ARG_WEIGHTS, 1);
+  if (residual != Residual::none) {
+    dnnl::post_ops after;
+    after.append_sum(ratio, 0, residual == Residual::projection ? Type::s8 : Type::u8);
+    attributes.set_post_ops(after);
+  }
+  {
+    const SingleThreadedCreation single;
+    make_variant(layer, Form::tile, tile_images(layer.shape), 1, quantized, attributes, is_signed);
+    make_variant(layer, Form::image, 1, 1, quantized, attributes, is_signed);
+  }
+  make_variant(layer, Form::all_threads, 1, threads_, quantized, attributes, is_signed);
+}
+
+void Int8Network::Implementation::make_variant(Layer& layer, Form form, int images, int threads,
+                                               const QuantizedLayer& quantized,
+                                               const dnnl::primitive_attr& attributes, bool is_signed) {
+  using namespace dnnl;
+  const Convolution& shape = layer.shape;
+  const OnednnConvolution geometry(shape, images, Type::u8);
+  const memory::desc weight(geometry.weight_dims, Type::s8, Tag::any);
+  const memory::desc bias({shape.output_channels}, Type::f32, Tag::a);
+  const memory::desc destination(geometry.destination.get_dims(), is_signed ? Type::s8 : Type::u8, Tag::nhwc);
+  const convolution_forward::primitive_desc description(
+      cpu_engine(), prop_kind::forward_inference, algorithm::convolution_direct, geometry.source, weight,
+      bias, destination, geometry.strides, geometry.padding_before, geometry.padding_after, attributes);
+  Variant& variant = layer.variants[static_cast<std::size_t>(form)];
+  variant.weight_layout = description.weights_desc();
+  for (const Variant& other : layer.variants) {
+    if (other.weight != nullptr && other.weight_layout == variant.weight_layout)
+      variant.weight = other.weight;
+  }
+  if (variant.weight == nullptr) {
+    variant.weight = std::make_shared<AlignedBuffer<std::byte>>(variant.weight_layout.get_size());
+    std::vector<std::int8_t> integers(quantized.weights.begin(), quantized.weights.end());
+    memory from({geometry.weight_dims, Type::s8, Tag::ohwi}, cpu_engine(), integers.data());
+    memory to(variant.weight_layout, cpu_engine(), variant.weight->data());
+    stream order(cpu_engine());
+    reorder(from, to).execute(order, from, to);
+    order.wait();
+  }
+  const memory::desc scratchpad = description.scratchpad_desc();
+  for (Worker& worker : workers_) {
+    if (worker.scratchpad.size() < scratchpad.get_size()) worker.scratchpad.reset(scratchpad.get_size());
+  }
+  variant.primitive = SharedPrimitive(convolution_forward(description),
+                                      {{DNNL_ARG_SRC, geometry.source},
+                                       {DNNL_ARG_WEIGHTS, variant.weight_layout},
+                                       {DNNL_ARG_BIAS, bias},
+                                       {DNNL_ARG_DST, destination},
+                                       {DNNL_ARG_SCRATCHPAD, scratchpad},
+                                       {kScalesArgument, bias}},
+                                      threads == 1 ? threads_ : 1);
+  if (form == Form::tile) implementations.push_back(shape.name + " " + description.impl_info_str());
+}
+
+void Int8Network::Implementation::make_own(Layer& layer, const QuantizedLayer& quantized, Residual residual,
+                                           float ratio, bool is_signed) {
+  const ConvolutionShape shape = kernel_shape(layer.shape);
+  const ConvolutionLayer own{shape, 8, 8, {}, quantized.weights};
+  // One lane in kPlanar8 is nhwc.
+  layer.kernel = &choose_kernel(own, InstructionSet::reference);
+  layer.packed = layer.kernel->pack(own);
+  layer.geometry_of_runs = cut_into_runs(shape, {std::ptrdiff_t{shape.input_width} * shape.input_channels,
+                                                 std::ptrdiff_t{shape.input_channels}});
+  layer.stage.scale = layer.scale.data();
+  layer.stage.offset = layer.offset.data();
+  layer.stage.range = is_signed ? shortcut_range(8) : activation_range(8);
+  layer.stage.format = kPlanar8;
+  layer.stage.padded_channels = static_cast<int>(layer.scale.size());
+  if (residual != Residual::none) {
+    layer.stage.residual_format = kPlanar8;
+    layer.stage.residual_signed = residual == Residual::projection;
+    layer.stage.residual_ratio = ratio;
+  }
+  own_kernels = true;
+  implementations.push_back(layer.shape.name + " " + std::string(layer.kernel->name));
+}
+
+void Int8Network::Implementation::mark(int thread, std::size_t step) {
+  if (times == nullptr) return;
+  const auto now = Clock::now();
+  Worker& worker = workers_[index(thread)];
+  (*times)[index(thread)][step] += std::chrono::duration<double>(now - worker.mark).count();
+  worker.mark = now;
+}
+
+void Int8Network::Implementation::convolve_own(const Layer& layer, int images, const std::uint8_t* x,
+                                               std::uint8_t* y) const {
+  const Convolution& shape = layer.shape;
+  const std::ptrdiff_t inputs = shape.input_channels;
+  const std::ptrdiff_t outputs = shape.output_channels;
+  for (int image = 0; image < images; ++image) {
+    const std::uint8_t* map = x + index(image) * input_size(shape);
+    std::uint8_t* result = y + index(image) * output_size(shape);
+    for (const PositionRun& run : layer.geometry_of_runs.runs) {
+      const auto place = [&](int width, std::ptrdiff_t channels) {
+        return (std::ptrdiff_t{run.row} * width + run.column) * channels;
+      };
+      const auto step = [&](int width, std::ptrdiff_t channels) {
+        return (std::ptrdiff_t{run.row_step} * width + run.column_step) * channels;
+      };
+      const OutputView output{result + place(shape.output_width(), outputs),
+                              step(shape.output_width(), outputs), 1};
+      layer.kernel->run(layer.packed, layer.stage,
+                        {{map + shape.stride * place(shape.input_width, inputs),
+                          shape.stride * step(shape.input_width, inputs), 1},
+                         layer.geometry_of_runs.tap_lists[run.taps],
+                         run.positions,
+                         0,
+                         shape.output_channels,
+                         output,
+                         {output.data, output.position_stride, output.group_stride},
+                         {}});
+    }
+  }
+}
+
+void Int8Network::Implementation::convolve(int number, int thread, Form form, int images,
+                                           const std::uint8_t* x, std::uint8_t* y) {
+  const Layer& layer = layers_[index(number)];
+  if (layer.kernel != nullptr) {
+    convolve_own(layer, images, x, y);
+  } else {
+    const Variant& variant = layer.variants[static_cast<std::size_t>(form)];
+    const Worker& worker = workers_[index(thread)];
+    variant.primitive.run(
+        thread, worker.stream,
+        {x, variant.weight->data(), layer.offset.data(), y, worker.scratchpad.data(), layer.scale.data()});
+  }
+  mark(thread, index(number) + 1);
+}
+
+void Int8Network::Implementation::pad_shortcut(const Block& block, int thread, int images,
+                                               const std::uint8_t* x, std::uint8_t* shortcut) {
+  const Convolution& first = quantized_.network.convolutions[index(block.conv1)];
+  const std::size_t channels = index(first.output_channels);
+  const std::size_t kept = index(first.input_channels);
+  const std::size_t added = (channels - kept) / 2;
+  const std::size_t size = index(first.output_height());
+  std::fill_n(shortcut, index(images) * size * size * channels, std::uint8_t{0});
+  for (std::size_t row = 0; row < index(images) * size; ++row) {
+    const std::uint8_t* from =
+        x + (row / size * index(first.input_height) + row % size * index(first.stride)) *
+                index(first.input_width) * kept;
+    std::uint8_t* to = shortcut + row * size * channels + added;
+    for (std::size_t column = 0; column < size; ++column) {
+      std::copy_n(from + column * index(first.stride) * kept, kept, to + column * channels);
+    }
+  }
+  mark(thread, steps.size() - 1);
+}
+
+void Int8Network::Implementation::run_first(int thread, Form form, const std::uint8_t* pixels, int images,
+                                            std::uint8_t* x) {
+  std::uint8_t* bordered = workers_[index(thread)].image.data();
+  const Convolution& shape = quantized_.network.convolutions[0];
+  const std::size_t border = index(shape.padding);
+  const std::size_t channels = index(shape.input_channels);
+  const std::size_t row_bytes = index(shape.input_width) * channels;
+  const std::size_t rows = index(shape.input_height);
+  const std::size_t bordered_row = row_bytes + 2 * border * channels;
+  for (std::size_t row = 0; row < index(images) * rows; ++row) {
+    const std::size_t image_row = row / rows * (rows + 2 * border) + row % rows + border;
+    std::copy_n(pixels + row * row_bytes, row_bytes, bordered + image_row * bordered_row + border * channels);
+  }
+  mark(thread, 0);
+  convolve(0, thread, form, images, bordered, x);
+}
+
+/// One tile, or one image, through the blocks of a stage. The first block reads `from`; the others work in
+/// `to` in place: the second convolution adds to its block's input.
+void Int8Network::Implementation::run_stage(const Stage& stage, int thread, Form form, int images,
+                                            const std::uint8_t* from, std::uint8_t* to) {
+  std::uint8_t* inner = workers_[index(thread)].inner.data();
+  for (std::size_t number = stage.first_block; number < stage.end_block; ++number) {
+    const Block& block = quantized_.network.blocks[number];
+    const std::uint8_t* x = number == stage.first_block ? from : to;
+    convolve(block.conv1, thread, form, images, x, inner);
+    if (block.shortcut == Shortcut::projection) convolve(block.projection, thread, form, images, x, to);
+    if (block.shortcut == Shortcut::pad_channels) pad_shortcut(block, thread, images, x, to);
+    convolve(block.conv2, thread, form, images, inner, to);
+  }
+}
+
+void Int8Network::Implementation::classify(int thread, int images, const std::uint8_t* x, float* logits) {
+  const NetworkDescription& network = quantized_.network;
+  const int positions = network.feature_size * network.feature_size;
+  const int channels = network.feature_channels;
+  std::int32_t* sums = workers_[index(thread)].sums.data();
+  for (int image = 0; image < images; ++image) {
+    // To the pool a channel is a lane: nhwc has the channels innermost.
+    pool_image_lanes(x + index(image) * index(positions * channels), positions, 1, channels, sums);
+    linear<std::int32_t>(sums, channels, 1, 1, quantized_.parameters.linear.weights, factors_.linear.scale,
+                         factors_.linear.offset, logits + index(image) * index(network.classes));
+  }
+  mark(thread, steps.size() - 2);
+}
+
+void Int8Network::Implementation::run_group(int thread, const std::uint8_t* pixels, int count, float* logits,
+                                            bool all_threads) {
+  Worker& worker = workers_[index(thread)];
+  if (times != nullptr) worker.mark = Clock::now();
+  std::uint8_t* x = worker.x.data();
+  std::uint8_t* next = worker.next_x.data();
+  const Form one = all_threads ? Form::all_threads : Form::image;
+  /// step(form, first image, images) for full tiles, then for the images left.
+  const auto for_tiles = [&](int tile, const auto& step) {
+    int image = 0;
+    for (; image + tile <= count && tile > 1; image += tile) step(Form::tile, image, tile);
+    for (; image < count; ++image) step(one, image, 1);
+  };
+  const NetworkDescription& network = quantized_.network;
+  const std::size_t pixel_image = input_size(network.convolutions[0]);
+  std::size_t image_values = output_size(network.convolutions[0]);
+  for_tiles(tile_images(network.convolutions[0]), [&](Form form, int image, int images) {
+    run_first(thread, form, pixels + index(image) * pixel_image, images, x + index(image) * image_values);
+  });
+  for (const Stage& stage : stages_) {
+    const Block& first = network.blocks[stage.first_block];
+    const std::size_t output = output_size(network.convolutions[index(first.conv2)]);
+    const bool in_place = first.shortcut == Shortcut::identity;
+    std::uint8_t* to = in_place ? x : next;
+    for_tiles(stage.tile, [&](Form form, int image, int images) {
+      run_stage(stage, thread, form, images, x + index(image) * image_values, to + index(image) * output);
+    });
+    if (!in_place) std::swap(x, next);
+    image_values = output;
+  }
+  classify(thread, count, x, logits);
+}
+
+void Int8Network::Implementation::run(const std::uint8_t* pixels, int count, float* logits) {
+  if (count == 1) {
+    run_group(0, pixels, 1, logits, true);
+    return;
+  }
+  const std::size_t pixel_image = input_size(quantized_.network.convolutions[0]);
+  const std::size_t classes = index(quantized_.network.classes);
+  const int group = std::clamp((count + threads_ - 1) / threads_, 1, group_);
+  const int groups = (count + group - 1) / group;
+  std::atomic<bool> failed{false};
+  std::exception_ptr failure;
+#pragma omp parallel for schedule(dynamic) num_threads(threads_)
+  for (int number = 0; number < groups; ++number) {
+    // No exception may leave a parallel region.
+    if (failed.load(std::memory_order_relaxed)) continue;
+    try {
+      const int first = number * group;
+      run_group(omp_get_thread_num(), pixels + index(first) * pixel_image, std::min(group, count - first),
+                logits + index(first) * classes, false);
+    } catch (...) {
+      if (!failed.exchange(true)) failure = std::current_exception();
+    }
+  }
+  if (failed) std::rethrow_exception(failure);
+}
+
+Int8Network::Int8Network(const QuantizedNetwork& quantized, int max_batch, UnprovedLayers unproved) {
+  require_8_bits(quantized);
+  try {
+    implementation_ = std::make_unique<Implementation>(quantized, max_batch, unproved);
+  } catch (const dnnl::error& error) {
+    throw RunError(std::string("oneDNN cannot run this 8-bit network on this CPU: ") + error.what());
+  }
+}
+Int8Network::Int8Network(Int8Network&&) noexcept = default;
+Int8Network& Int8Network::operator=(Int8Network&&) noexcept = default;
+Int8Network::~Int8Network() = default;
+
+void Int8Network::run(std::span<const std::uint8_t> pixels_nhwc, int count, std::span<float> logits) {
+  try {
+    implementation_->run(pixels_nhwc.data(), count, logits.data());
+  } catch (const dnnl::error& error) {
+    throw RunError(std::string("oneDNN failed to run the 8-bit network: ") + error.what());
+  }
+}
+
+std::vector<LayerTime> Int8Network::profile(std::span<const std::uint8_t> pixels_nhwc, int count,
+                                            int repetitions) {
+  std::vector<float> logits(pixels_nhwc.size());  // more than enough for `count` images' classes
+  const std::size_t steps = implementation_->steps.size();
+  const auto threads = index(omp_get_max_threads());
+  std::vector<double> best;
+  double best_total = std::numeric_limits<double>::infinity();
+  for (int repetition = 0; repetition < repetitions; ++repetition) {
+    std::vector<std::vector<double>> times(threads, std::vector<double>(steps));
+    implementation_->times = &times;
+    run(pixels_nhwc, count, logits);
+    implementation_->times = nullptr;
+    std::vector<double> seconds(steps);
+    double total = 0;
+    for (const auto& thread : times) {
+      for (std::size_t i = 0; i < steps; ++i) {
+        seconds[i] += thread[i];
+        total += thread[i];
+      }
+    }
+    if (total < best_total) {
+      best_total = total;
+      best = seconds;
+    }
+  }
+  // Threads work side by side on images of their own; a single image keeps them all busy in each layer.
+  const double side_by_side = count == 1 ? 1.0 : static_cast<double>(std::min(threads, index(count)));
+  std::vector<LayerTime> result;
+  for (std::size_t i = 0; i < best.size(); ++i) {
+    LayerTime each = implementation_->steps[i];
+    each.seconds = best[i] / side_by_side;
+    each.multiply_accumulates *= count;
+    if (each.seconds > 0) result.push_back(each);
+  }
+  return result;
+}
+
+std::string Int8Network::engine() const {
+  return implementation_->own_kernels ? "onednn+nibble" : "onednn";
+}
+
+std::vector<std::string> Int8Network::implementations() const {
+  return implementation_->implementations;
+}
+
+}  // namespace nibble
