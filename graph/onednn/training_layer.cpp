@@ -1,0 +1,198 @@
+#include "graph/onednn/training_layer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+
+#include "graph/network/float_parameters.h"
+
+namespace nibble {
+namespace {
+
+using dnnl::memory;
+
+constexpr double kMomentum = 0.1;
+
+std::size_t index(int value) {
+  return static_cast<std::size_t>(value);
+}
+
+/// Images in a tile: 64 KB of FP32 for each of these networks' maps, several of which share the core's cache.
+int tile_images(const Convolution& convolution) {
+  constexpr int values = 16 * 1024;
+  const int image = convolution.output_channels * convolution.output_height() * convolution.output_width();
+  return std::clamp(values / image, 1, 16);
+}
+
+/// oneDNN's weight gradient is the quicker one with AVX-512, ours with AVX2.
+bool has_avx2_only() {
+  const dnnl::cpu_isa isa = dnnl::get_effective_cpu_isa();
+  return isa == dnnl::cpu_isa::avx2 || isa == dnnl::cpu_isa::avx2_vnni;
+}
+
+}  // namespace
+
+Normalization::Normalization(int count) : channels(count) {
+  for (auto* values : {&running_mean, &running_variance, &center, &mean, &scale, &shift, &a, &b, &c}) {
+    values->assign(index(count), 0.0F);
+  }
+  deviation_.assign(index(count), 0.0);
+}
+
+void Normalization::take_statistics(std::size_t channel, double sum, double square, double pixels,
+                                    float gamma_value, float beta_value) {
+  const double shifted = sum / pixels;
+  // Nothing cancels here, as `center` is near the mean.
+  const double variance = std::max(0.0, square / pixels - shifted * shifted);
+  const double batch_mean = shifted + double{center[channel]};
+  const double deviation = std::sqrt(variance + kBatchNormalizationEpsilon);
+  const double unbiased = pixels > 1 ? variance * pixels / (pixels - 1) : variance;
+  const auto move = [](float& running, double batch) {
+    running = static_cast<float>((1 - kMomentum) * double{running} + kMomentum * batch);
+  };
+  move(running_mean[channel], batch_mean);
+  move(running_variance[channel], unbiased);
+  deviation_[channel] = deviation;
+  mean[channel] = static_cast<float>(batch_mean);
+  scale[channel] = static_cast<float>(double{gamma_value} / deviation);
+  shift[channel] = static_cast<float>(double{beta_value} - batch_mean * double{gamma_value} / deviation);
+}
+
+double Normalization::take_gradient(std::size_t channel, double sum, double product, double pixels,
+                                    float gamma_value) {
+  const double deviation = deviation_[channel];
+  const double slope = double{gamma_value} / deviation;
+  const double along_y = -slope * product / (pixels * deviation * deviation);
+  a[channel] = static_cast<float>(slope);
+  b[channel] = static_cast<float>(along_y);
+  c[channel] = static_cast<float>(-slope * sum / pixels - along_y * double{mean[channel]});
+  return product / deviation;
+}
+
+template <typename T>
+TrainingLayer<T>::TrainingLayer(const Convolution& convolution)
+    : shape(convolution), tile(tile_images(convolution)), normalization(convolution.output_channels) {}
+
+template <typename T>
+std::size_t TrainingLayer<T>::output_pixels() const {
+  return index(shape.output_height() * shape.output_width());
+}
+
+template <typename T>
+std::size_t TrainingLayer<T>::output_image() const {
+  return output_pixels() * index(shape.output_channels);
+}
+
+template <typename T>
+std::size_t TrainingLayer<T>::input_image() const {
+  return index(shape.input_height * shape.input_width * shape.input_channels);
+}
+
+template <typename T>
+void TrainingLayer<T>::make_primitives(std::vector<TrainingWorker<T>>& workers) {
+  using namespace dnnl;
+  const engine& cpu = cpu_engine();
+  const OnednnConvolution geometry(shape, tile, onednn_type<T>());
+  const int threads = static_cast<int>(workers.size());
+  const primitive_attr attributes = user_scratchpad();
+  /// The primitive and its arguments, the scratchpad last.
+  const auto make = [&](const auto& description, const dnnl::primitive& primitive,
+                        SharedPrimitive::Arguments arguments) {
+    const memory::desc scratchpad = description.scratchpad_desc();
+    for (TrainingWorker<T>& worker : workers) {
+      if (worker.scratchpad.size() < scratchpad.get_size()) worker.scratchpad.reset(scratchpad.get_size());
+    }
+    arguments.emplace_back(DNNL_ARG_SCRATCHPAD, scratchpad);
+    return SharedPrimitive(primitive, arguments, threads);
+  };
+  const auto make_reorder = [&](const memory::desc& from, const memory::desc& to) {
+    const reorder::primitive_desc description(cpu, from, cpu, to, attributes);
+    return make(description, reorder(description), {{DNNL_ARG_FROM, from}, {DNNL_ARG_TO, to}});
+  };
+
+  const convolution_forward::primitive_desc forward(
+      cpu, prop_kind::forward_training, algorithm::convolution_direct, geometry.source, geometry.weight,
+      geometry.destination, geometry.strides, geometry.padding_before, geometry.padding_after, attributes);
+  forward_ = make(forward, convolution_forward(forward),
+                  {{DNNL_ARG_SRC, geometry.source},
+                   {DNNL_ARG_WEIGHTS, forward.weights_desc()},
+                   {DNNL_ARG_DST, geometry.destination}});
+  to_forward_ = make_reorder(geometry.master_weight, forward.weights_desc());
+  forward_weight_.reset(forward.weights_desc().get_size());
+
+  if (weight != 0) {  // the pixels need no gradient
+    const convolution_backward_data::primitive_desc data(
+        cpu, algorithm::convolution_direct, geometry.source, geometry.weight, geometry.destination,
+        geometry.strides, geometry.padding_before, geometry.padding_after, forward, attributes);
+    data_gradient_ = make(data, convolution_backward_data(data),
+                          {{DNNL_ARG_DIFF_DST, geometry.destination},
+                           {DNNL_ARG_WEIGHTS, data.weights_desc()},
+                           {DNNL_ARG_DIFF_SRC, geometry.source}});
+    to_data_gradient_ = make_reorder(geometry.master_weight, data.weights_desc());
+    data_gradient_weight_.reset(data.weights_desc().get_size());
+  }
+
+  if (std::is_same_v<T, float> && has_avx2_only() && shape.kernel == 3 && shape.padding == 1 &&
+      shape.input_channels % 2 == 0 && shape.output_channels % 16 == 0 && shape.output_width() > 1) {
+    own_gradient_ = WeightGradientShape{shape.input_channels, shape.output_channels, shape.stride,
+                                        shape.input_height,   shape.input_width,     shape.output_height(),
+                                        shape.output_width()};
+    gradient_count = own_gradient_->count();
+  } else {
+    const memory::desc any(geometry.weight_dims, memory::data_type::f32, memory::format_tag::any);
+    const convolution_backward_weights::primitive_desc weights(
+        cpu, algorithm::convolution_direct, geometry.source, any, geometry.destination, geometry.strides,
+        geometry.padding_before, geometry.padding_after, forward, attributes);
+    weight_gradient_ = make(weights, convolution_backward_weights(weights),
+                            {{DNNL_ARG_SRC, geometry.source},
+                             {DNNL_ARG_DIFF_DST, geometry.destination},
+                             {DNNL_ARG_DIFF_WEIGHTS, weights.diff_weights_desc()}});
+    from_gradient_ = make_reorder(weights.diff_weights_desc(), geometry.master_weight);
+    gradient_count = weights.diff_weights_desc().get_size() / sizeof(float);
+  }
+  gradient.reset(gradient_count);
+}
+
+template <typename T>
+void TrainingLayer<T>::set_weight(int thread, const TrainingWorker<T>& worker, const float* master) {
+  to_forward_.run(thread, worker.stream, {master, forward_weight_.data(), worker.scratchpad.data()});
+  if (!to_data_gradient_) return;
+  to_data_gradient_.run(thread, worker.stream,
+                        {master, data_gradient_weight_.data(), worker.scratchpad.data()});
+}
+
+template <typename T>
+void TrainingLayer<T>::forward(int thread, const TrainingWorker<T>& worker, const T* x, T* output) const {
+  forward_.run(thread, worker.stream, {x, forward_weight_.data(), output, worker.scratchpad.data()});
+}
+
+template <typename T>
+void TrainingLayer<T>::data_gradient(int thread, const TrainingWorker<T>& worker, const T* dy, T* dx) const {
+  data_gradient_.run(thread, worker.stream, {dy, data_gradient_weight_.data(), dx, worker.scratchpad.data()});
+}
+
+template <typename T>
+void TrainingLayer<T>::weight_gradient(int thread, const TrainingWorker<T>& worker, const T* x, const T* dy,
+                                       float* partial) const {
+  if constexpr (std::is_same_v<T, float>) {
+    if (own_gradient_) {
+      weight_gradient_avx2(*own_gradient_, x, dy, tile, partial);
+      return;
+    }
+  }
+  weight_gradient_.run(thread, worker.stream, {x, dy, partial, worker.scratchpad.data()});
+}
+
+template <typename T>
+void TrainingLayer<T>::store_gradient(int thread, const TrainingWorker<T>& worker, float* master) const {
+  if (own_gradient_) {
+    unblock_weight_gradient(*own_gradient_, gradient.data(), master);
+  } else {
+    from_gradient_.run(thread, worker.stream, {gradient.data(), master, worker.scratchpad.data()});
+  }
+}
+
+template class TrainingLayer<float>;
+template class TrainingLayer<Bfloat16>;
+
+}  // namespace nibble
