@@ -19,8 +19,10 @@ function(nibble_runtime_library)
   target_include_directories(nibble_runtime PUBLIC $<BUILD_INTERFACE:${RUNTIME_HEADERS}>
                                                    $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
   target_link_libraries(nibble_runtime PRIVATE ${RUNTIME_NEEDS} nibble_settings)
-  target_link_options(nibble_runtime PRIVATE
-    -Wl,--exclude-libs,ALL -Wl,--gc-sections -Wl,--as-needed $<$<NOT:$<BOOL:${NIBBLE_SANITIZE}>>:-Wl,--no-undefined>)
+  target_link_options(nibble_runtime PRIVATE -Wl,--exclude-libs,ALL -Wl,--gc-sections -Wl,--as-needed)
+  if(NOT NIBBLE_SANITIZE)  # a sanitizer's functions are in the program
+    target_link_options(nibble_runtime PRIVATE -Wl,--no-undefined)
+  endif()
 
   set(package ${CMAKE_INSTALL_LIBDIR}/cmake/nibble)
   install(TARGETS nibble_runtime EXPORT nibble_targets
