@@ -14,18 +14,16 @@ const dnnl::engine& cpu_engine() {
   return engine;
 }
 
+bool onednn_has(dnnl::cpu_isa isa) {
+  // An instruction set's number has the bits of those it contains.
+  const auto bits = static_cast<unsigned>(isa);
+  return (static_cast<unsigned>(dnnl::get_effective_cpu_isa()) & bits) == bits;
+}
+
 void require_precision(Precision precision) {
-  if (precision == Precision::fp32) return;
-  switch (dnnl::get_effective_cpu_isa()) {
-    case dnnl::cpu_isa::avx512_core_bf16:
-    case dnnl::cpu_isa::avx512_core_fp16:
-    case dnnl::cpu_isa::avx512_core_amx:
-    case dnnl::cpu_isa::avx512_core_amx_fp16:
-      return;
-    default:
-      throw InputError(
-          "this CPU has no BF16 instructions (AVX512_BF16) that oneDNN may use; choose precision fp32");
-  }
+  if (precision == Precision::fp32 || onednn_has(dnnl::cpu_isa::avx512_core_bf16)) return;
+  throw InputError(
+      "this CPU has no BF16 instructions (AVX512_BF16) that oneDNN may use; choose precision fp32");
 }
 
 OnednnConvolution::OnednnConvolution(const Convolution& shape, int images, dnnl::memory::data_type type) {

@@ -16,6 +16,9 @@ namespace nibble {
 /// The one CPU engine.
 const dnnl::engine& cpu_engine();
 
+/// Whether oneDNN may use `isa` here: the CPU has it and ONEDNN_MAX_CPU_ISA allows it.
+bool onednn_has(dnnl::cpu_isa isa);
+
 /// Memory that starts at a cache line, zero at first.
 template <typename T>
 class AlignedBuffer {

@@ -25,9 +25,8 @@ int tile_images(const Convolution& convolution) {
 }
 
 /// oneDNN's weight gradient is the quicker one with AVX-512, ours with AVX2.
-bool has_avx2_only() {
-  const dnnl::cpu_isa isa = dnnl::get_effective_cpu_isa();
-  return isa == dnnl::cpu_isa::avx2 || isa == dnnl::cpu_isa::avx2_vnni;
+bool own_gradient_is_quicker() {
+  return onednn_has(dnnl::cpu_isa::avx2) && !onednn_has(dnnl::cpu_isa::avx512_core);
 }
 
 }  // namespace
@@ -132,7 +131,7 @@ void TrainingLayer<T>::make_primitives(std::vector<TrainingWorker<T>>& workers) 
     data_gradient_weight_.reset(data.weights_desc().get_size());
   }
 
-  if (std::is_same_v<T, float> && has_avx2_only() && shape.kernel == 3 && shape.padding == 1 &&
+  if (std::is_same_v<T, float> && own_gradient_is_quicker() && shape.kernel == 3 && shape.padding == 1 &&
       shape.input_channels % 2 == 0 && shape.output_channels % 16 == 0 && shape.output_width() > 1) {
     own_gradient_ = WeightGradientShape{shape.input_channels, shape.output_channels, shape.stride,
                                         shape.input_height,   shape.input_width,     shape.output_height(),

@@ -235,5 +235,38 @@ TEST(FloatTraining, ParametersComeBackAndGroupsCoverThem) {
   EXPECT_EQ(offset, static_cast<std::size_t>(network.parameter_count()));
 }
 
+/// Where the CPU has the instructions, BF16 logits and the gradients next to them are near FP32's, and the
+/// whole gradient points the same way; elsewhere BF16 is refused with a sentence.
+TEST(FloatTraining, Bf16) {
+  const NetworkDescription network = describe_network("he", 20, "A");
+  const int count = 8;
+  try {
+    FloatTraining training(network, count, Precision::bf16);
+    const FloatParameters parameters = cases::random_parameters(network, 21);
+    const auto pixels = cases::random_pixels(network, count, 22);
+    const auto coefficients = cases::random_gradients(logit_count(network, count), 23);
+    FloatTraining exact(network, count);
+    exact.set_parameters(parameters);
+    training.set_parameters(parameters);
+    const auto expected_logits = exact.forward(pixels, count);
+    EXPECT_LT(relative_error(training.forward(pixels, count),
+                             Values(expected_logits.begin(), expected_logits.end())),
+              0.05);
+    exact.backward(coefficients);
+    training.backward(coefficients);
+    const Values expected(exact.gradients().begin(), exact.gradients().end());
+    const Values actual(training.gradients().begin(), training.gradients().end());
+    EXPECT_GT(dot(actual, expected) / std::sqrt(dot(actual, actual) * dot(expected, expected)), 0.9);
+    const ParameterGroup& linear = training.groups()[training.groups().size() - 2];
+    ASSERT_EQ(linear.kind, ParameterKind::linear_weight);
+    const auto first = expected.begin() + static_cast<std::ptrdiff_t>(linear.offset);
+    EXPECT_LT(relative_error(training.gradients().subspan(linear.offset, linear.count),
+                             Values(first, first + static_cast<std::ptrdiff_t>(linear.count))),
+              0.05);
+  } catch (const InputError& refusal) {
+    EXPECT_NE(std::string(refusal.what()).find("no BF16 instructions"), std::string::npos);
+  }
+}
+
 }  // namespace
 }  // namespace nibble
