@@ -7,6 +7,7 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 
 #include "kernels/convolution_kernel.h"
@@ -66,6 +67,17 @@ inline bool steps_fit(const ConvolutionShape& shape, int groups, int run_length)
   const int row = shape.kernel * groups;
   return run_length > 0 && shape.kernel * row <= kMaximumSteps &&
          shape.kernel * ((row + run_length - 1) / run_length) + 1 <= kMaximumRuns;
+}
+
+/// Whether every requantized value of the call, of sums up to `largest_sum` in magnitude, is below 2^31
+/// before rounding, so that the conversion to integers needs no clamp before it: saturating packs do the
+/// rest.
+inline bool stays_convertible(const OutputStage& stage, const ConvolutionCall& call, float largest_sum) {
+  float largest = 0.0F;
+  for (int c = call.first_channel; c < call.last_channel; ++c) {
+    largest = std::max(largest, std::abs(stage.scale[c]) * largest_sum + std::abs(stage.offset[c]));
+  }
+  return largest + 255.0F * std::abs(stage.residual_ratio) < 1073741824.0F;
 }
 
 /// Keeps a loaded register a register: the compiler would rather load the same bytes twice, and these loops

@@ -209,28 +209,34 @@ struct Widened {
   __m256i odd;
 };
 
-inline Widened widen(const __m256i* sums, int stride, int runs) {
-  __m256i words = sums[0];
-  __m256i odd = _mm256_srli_epi16(sums[0], 8);
-  for (int r = 1; r < runs; ++r) {
-    const __m256i more = sums[r * stride];
-    words = _mm256_add_epi16(words, more);
-    odd = _mm256_add_epi16(odd, _mm256_srli_epi16(more, 8));
-  }
-  return {_mm256_sub_epi16(words, _mm256_slli_epi16(odd, 8)), odd};
-}
-
 /// A block whose runs are done: what the output stages read.
 struct Block {
-  const Partial* partial;  ///< of two pairs of output channels
+  const Partial* partial;  ///< of one pair of output channels
   int positions;
   int runs;
   int first_position;
-  int channel;                  ///< first of the two pairs
-  const std::int32_t* minimum;  ///< [4]: sum = widened + minimum
+  int channel;                  ///< first of the pair
+  const std::int32_t* minimum;  ///< [2]: sum = widened + minimum
 
-  Widened widened(int k, int p) const {
-    return widen(partial[k / kPair].sums + (k % kPair) * positions + p, kPair * positions, runs);
+  /// Both channels of position p.
+  std::array<Widened, kPair> widened(int p) const {
+    const __m256i* sums = partial->sums + p;
+    const int next_run = kPair * positions;
+    __m256i words0 = sums[0];
+    __m256i words1 = sums[positions];
+    __m256i odd0 = _mm256_srli_epi16(words0, 8);
+    __m256i odd1 = _mm256_srli_epi16(words1, 8);
+    for (int r = 1; r < runs; ++r) {
+      sums += next_run;
+      const __m256i more0 = loaded_once(sums[0]);
+      const __m256i more1 = loaded_once(sums[positions]);
+      words0 = _mm256_add_epi16(words0, more0);
+      words1 = _mm256_add_epi16(words1, more1);
+      odd0 = _mm256_add_epi16(odd0, _mm256_srli_epi16(more0, 8));
+      odd1 = _mm256_add_epi16(odd1, _mm256_srli_epi16(more1, 8));
+    }
+    return {Widened{_mm256_sub_epi16(words0, _mm256_slli_epi16(odd0, 8)), odd0},
+            Widened{_mm256_sub_epi16(words1, _mm256_slli_epi16(odd1, 8)), odd1}};
   }
 };
 
@@ -241,149 +247,175 @@ inline void store(std::uint8_t* to, __m256i bytes) {
 }
 
 /// 2-bit outputs, two channels a byte, by comparing 16-bit sums with the three thresholds.
-void output_thresholds(const OutputStage& stage, const ConvolutionCall& call, const Block& block) {
-  const int channels = std::min(kOutputBlock, call.last_channel - block.channel);
-  for (int k = 0; k < channels; k += kPair) {
-    __m256i threshold[kPair][3];
-    for (int j = 0; j < kPair; ++j) {
-      for (int t = 0; t < 3; ++t) {
-        // A widened sum is at least 0 and at most 32767, and so are the thresholds that can decide.
-        const int value =
-            stage.thresholds[t * stage.padded_channels + block.channel + k + j] - block.minimum[k + j];
-        threshold[j][t] = _mm256_set1_epi16(static_cast<std::int16_t>(std::clamp(value, -1, 32767)));
-      }
+void output_thresholds(const OutputStage& stage, const ConvolutionCall& call, const Block& given) {
+  const Block block = given;  // the stores could change the other, as far as the compiler knows
+  __m256i threshold[kPair][3];
+  for (int k = 0; k < kPair; ++k) {
+    const int channel = block.channel + k;
+    for (int t = 0; t < 3; ++t) {
+      // A widened sum is at least 0 and at most 32767, and so are the thresholds that can decide. A channel
+      // that does not exist passes none.
+      const int value = channel < call.last_channel
+                            ? stage.thresholds[t * stage.padded_channels + channel] - block.minimum[k]
+                            : 32767;
+      threshold[k][t] = _mm256_set1_epi16(static_cast<std::int16_t>(std::clamp(value, -1, 32767)));
     }
-    const bool odd_last = k + 1 == channels;
-    for (int p = 0; p < block.positions; ++p) {
-      // Comparisons give -1, so these are minus q, and minus (q of even lanes + 256 * q of odd lanes).
-      const auto count = [&](__m256i sum, int j) {
-        return _mm256_add_epi16(_mm256_add_epi16(_mm256_cmpgt_epi16(sum, threshold[j][0]),
-                                                 _mm256_cmpgt_epi16(sum, threshold[j][1])),
-                                _mm256_cmpgt_epi16(sum, threshold[j][2]));
-      };
-      const Widened first = block.widened(k, p);
-      __m256i even = count(first.even, 0);
-      __m256i odd = count(first.odd, 0);
-      if (!odd_last) {
-        const Widened second = block.widened(k + 1, p);
-        even = _mm256_add_epi16(even, _mm256_slli_epi16(count(second.even, 1), 2));
-        odd = _mm256_add_epi16(odd, _mm256_slli_epi16(count(second.odd, 1), 2));
-      }
-      store(call.output.at(block.first_position + p, (block.channel + k) / 2),
-            _mm256_sub_epi16(_mm256_setzero_si256(), _mm256_add_epi16(even, _mm256_slli_epi16(odd, 8))));
-    }
+  }
+  std::uint8_t* output = call.output.at(block.first_position, block.channel / kPair);
+  const std::ptrdiff_t stride = call.output.position_stride;
+  for (int p = 0; p < block.positions; ++p) {
+    // Comparisons give -1, so these are minus q, and minus (q of even lanes + 256 * q of odd lanes).
+    const auto count = [&](__m256i sum, int k) __attribute__((always_inline)) {
+      return _mm256_add_epi16(_mm256_add_epi16(_mm256_cmpgt_epi16(sum, threshold[k][0]),
+                                               _mm256_cmpgt_epi16(sum, threshold[k][1])),
+                              _mm256_cmpgt_epi16(sum, threshold[k][2]));
+    };
+    const std::array<Widened, kPair> sums = block.widened(p);
+    const __m256i even =
+        _mm256_add_epi16(count(sums[0].even, 0), _mm256_slli_epi16(count(sums[1].even, 1), 2));
+    const __m256i odd = _mm256_add_epi16(count(sums[0].odd, 0), _mm256_slli_epi16(count(sums[1].odd, 1), 2));
+    store(output,
+          _mm256_sub_epi16(_mm256_setzero_si256(), _mm256_add_epi16(even, _mm256_slli_epi16(odd, 8))));
+    output += stride;
   }
 }
 
 enum class Residual { none, unsigned8, signed8 };
 
-/// 8-bit outputs, planar, with or without residual and the next block's 2-bit x.
+/// 8-bit outputs, planar, with or without residual and the next block's 2-bit x. |y| < 2^31 is known.
 template <Residual residual, bool is_signed>
-void output_bytes(const OutputStage& stage, const ConvolutionCall& call, const Block& block) {
+void output_bytes(const OutputStage& stage, const ConvolutionCall& call, const Block& given) {
+  const Block block = given;  // the stores could change the other, as far as the compiler knows
   // A 16-bit word u above 0x4B00 is the float 2^23 + u, so one subtraction gives u plus any exact integer.
   constexpr float kTwo23 = 8388608.0F;
   const __m256i exponent = _mm256_set1_epi16(0x4B00);
   const __m256 ratio = _mm256_set1_ps(stage.residual_ratio);
   const __m256 residual_bias = _mm256_set1_ps(residual == Residual::signed8 ? kTwo23 + 128.0F : kTwo23);
-  const __m256 highest = _mm256_set1_ps(static_cast<float>(stage.range.highest));
   const __m256i sign = _mm256_set1_epi8(-128);
   // The packs leave eight even and eight odd lanes in each half.
   const __m256i interleave = _mm256_setr_epi8(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15,  //
                                               0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
-  __m256i x_threshold[3] = {};
-  if (stage.derived_bits != 0) {
+  const bool derives = stage.derived_bits != 0;
+  const bool has_second = block.channel + 1 < call.last_channel;
+  __m256 scale[kPair];
+  __m256 offset[kPair];
+  __m256 bias[kPair];
+  __m256i x_threshold[kPair][3];
+  for (int k = 0; k < kPair; ++k) {
+    scale[k] = _mm256_broadcast_ss(stage.scale + block.channel + k);
+    offset[k] = _mm256_broadcast_ss(stage.offset + block.channel + k);
+    bias[k] = _mm256_set1_ps(kTwo23 - static_cast<float>(block.minimum[k]));
     for (int t = 0; t < 3; ++t) {
-      x_threshold[t] = _mm256_set1_epi8(static_cast<char>(stage.derived_thresholds[t] ^ 0x80));
+      // 127 is never passed: x of a channel that does not exist is zero.
+      const bool exists = derives && (k == 0 || has_second);
+      x_threshold[k][t] =
+          _mm256_set1_epi8(exists ? static_cast<char>(stage.derived_thresholds[t] ^ 0x80) : '\x7F');
     }
   }
-  const int channels = std::min(kOutputBlock, call.last_channel - block.channel);
+  std::uint8_t* output[kPair];
+  const std::uint8_t* residual_bytes[kPair] = {};
+  for (int k = 0; k < kPair; ++k) {
+    const int existing = block.channel + (has_second ? k : 0);
+    output[k] = call.output.at(block.first_position, existing);
+    if constexpr (residual != Residual::none) {
+      residual_bytes[k] = call.residual.at(block.first_position, existing);
+    }
+  }
+  std::uint8_t* derived = derives ? call.derived.at(block.first_position, block.channel / kPair) : nullptr;
+  const std::ptrdiff_t output_stride = call.output.position_stride;
+  const std::ptrdiff_t residual_stride = call.residual.position_stride;
+  const std::ptrdiff_t derived_stride = call.derived.position_stride;
+
   for (int p = 0; p < block.positions; ++p) {
-    const int position = block.first_position + p;
-    __m256i minus_x[kOutputBlock];
-    for (int k = 0; k < channels; ++k) {
-      const int channel = block.channel + k;
-      const __m256 scale = _mm256_broadcast_ss(stage.scale + channel);
-      const __m256 offset = _mm256_broadcast_ss(stage.offset + channel);
-      const __m256 bias = _mm256_set1_ps(kTwo23 - static_cast<float>(block.minimum[k]));
-      const auto quantized = [&](__m256i word, __m256i residual_word) __attribute__((always_inline)) {
-        __m256 y = _mm256_sub_ps(_mm256_castsi256_ps(word), bias);
-        y = _mm256_mul_ps(y, scale);
-        y = _mm256_add_ps(y, offset);
-        if constexpr (residual != Residual::none) {
-          y = _mm256_fmadd_ps(_mm256_sub_ps(_mm256_castsi256_ps(residual_word), residual_bias), ratio, y);
-        }
-        // Saturating packs clamp all but what the conversion cannot hold: above 2^31.
-        return _mm256_cvtps_epi32(_mm256_min_ps(y, highest));
-      };
+    const std::array<Widened, kPair> sums = block.widened(p);
+    const auto quantized = [&](__m256i word, __m256i residual_word, int k) __attribute__((always_inline)) {
+      __m256 y = _mm256_sub_ps(_mm256_castsi256_ps(word), bias[k]);
+      y = _mm256_mul_ps(y, scale[k]);
+      y = _mm256_add_ps(y, offset[k]);
+      if constexpr (residual != Residual::none) {
+        y = _mm256_fmadd_ps(_mm256_sub_ps(_mm256_castsi256_ps(residual_word), residual_bias), ratio, y);
+      }
+      return _mm256_cvtps_epi32(y);  // the packs clamp
+    };
+    const auto bytes_of = [&](int k) __attribute__((always_inline)) {
       __m256i residual_even = _mm256_setzero_si256();
       __m256i residual_odd = _mm256_setzero_si256();
       if constexpr (residual != Residual::none) {
-        __m256i bytes =
-            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(call.residual.at(position, channel)));
+        __m256i bytes = loaded_once(
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(residual_bytes[k] + p * residual_stride)));
         if constexpr (residual == Residual::signed8) bytes = _mm256_xor_si256(bytes, sign);
         residual_even = _mm256_and_si256(bytes, _mm256_set1_epi16(0xFF));
         residual_odd = _mm256_srli_epi16(bytes, 8);
       }
-      const Widened sum = block.widened(k, p);
+      const Widened& sum = sums[static_cast<std::size_t>(k)];
       const __m256i even = _mm256_packs_epi32(quantized(_mm256_unpacklo_epi16(sum.even, exponent),
-                                                        _mm256_unpacklo_epi16(residual_even, exponent)),
+                                                        _mm256_unpacklo_epi16(residual_even, exponent), k),
                                               quantized(_mm256_unpackhi_epi16(sum.even, exponent),
-                                                        _mm256_unpackhi_epi16(residual_even, exponent)));
-      const __m256i odd = _mm256_packs_epi32(
-          quantized(_mm256_unpacklo_epi16(sum.odd, exponent), _mm256_unpacklo_epi16(residual_odd, exponent)),
-          quantized(_mm256_unpackhi_epi16(sum.odd, exponent), _mm256_unpackhi_epi16(residual_odd, exponent)));
+                                                        _mm256_unpackhi_epi16(residual_even, exponent), k));
+      const __m256i odd = _mm256_packs_epi32(quantized(_mm256_unpacklo_epi16(sum.odd, exponent),
+                                                       _mm256_unpacklo_epi16(residual_odd, exponent), k),
+                                             quantized(_mm256_unpackhi_epi16(sum.odd, exponent),
+                                                       _mm256_unpackhi_epi16(residual_odd, exponent), k));
       const __m256i packed = is_signed ? _mm256_packs_epi16(even, odd) : _mm256_packus_epi16(even, odd);
-      const __m256i bytes = _mm256_shuffle_epi8(packed, interleave);
-      store(call.output.at(position, channel), bytes);
-      const __m256i flipped = _mm256_xor_si256(bytes, sign);
-      minus_x[k] = _mm256_add_epi8(_mm256_add_epi8(_mm256_cmpgt_epi8(flipped, x_threshold[0]),
-                                                   _mm256_cmpgt_epi8(flipped, x_threshold[1])),
-                                   _mm256_cmpgt_epi8(flipped, x_threshold[2]));
-    }
-    if (stage.derived_bits == 0) continue;
-    for (int k = 0; k < channels; k += kPair) {
-      __m256i index = minus_x[k];
-      if (k + 1 < channels) {
-        // Times 4 as two additions: a byte shift does not exist.
-        const __m256i twice = _mm256_add_epi8(minus_x[k + 1], minus_x[k + 1]);
-        index = _mm256_add_epi8(index, _mm256_add_epi8(twice, twice));
-      }
-      store(call.derived.at(position, (block.channel + k) / 2),
-            _mm256_sub_epi8(_mm256_setzero_si256(), index));
+      return _mm256_shuffle_epi8(packed, interleave);
+    };
+    const __m256i first = bytes_of(0);
+    const __m256i second = bytes_of(1);
+    store(output[0] + p * output_stride, first);
+    if (has_second) store(output[1] + p * output_stride, second);
+    if (derives) {
+      const auto minus_x = [&](__m256i bytes, int k) __attribute__((always_inline)) {
+        const __m256i flipped = _mm256_xor_si256(bytes, sign);
+        return _mm256_add_epi8(_mm256_add_epi8(_mm256_cmpgt_epi8(flipped, x_threshold[k][0]),
+                                               _mm256_cmpgt_epi8(flipped, x_threshold[k][1])),
+                               _mm256_cmpgt_epi8(flipped, x_threshold[k][2]));
+      };
+      // Times 4 as two additions: a byte shift does not exist.
+      const __m256i x1 = minus_x(second, 1);
+      const __m256i twice = _mm256_add_epi8(x1, x1);
+      const __m256i index = _mm256_add_epi8(minus_x(first, 0), _mm256_add_epi8(twice, twice));
+      store(derived + p * derived_stride, _mm256_sub_epi8(_mm256_setzero_si256(), index));
     }
   }
 }
 
-/// Every other combination of formats.
-void output_any(const OutputStage& stage, const ConvolutionCall& call, const Block& block) {
-  for (int p = 0; p < block.positions; ++p) {
+/// Every other combination of formats: the output stage that all AVX2 kernels share, for two pairs at once.
+void output_any(const OutputStage& stage, const ConvolutionCall& call, const Block& first,
+                const Block* second) {
+  for (int p = 0; p < first.positions; ++p) {
     __m256i sums[kOutputBlock][4] = {};
-    for (int k = 0; k < kOutputBlock && block.channel + k < call.last_channel; ++k) {
-      const Widened sum = block.widened(k, p);
-      const __m256i minimum = _mm256_set1_epi32(block.minimum[k]);
-      const __m256i low = _mm256_unpacklo_epi16(sum.even, sum.odd);   // lanes 0-7, 16-23
-      const __m256i high = _mm256_unpackhi_epi16(sum.even, sum.odd);  // lanes 8-15, 24-31
-      const __m128i words[4] = {_mm256_castsi256_si128(low), _mm256_castsi256_si128(high),
-                                _mm256_extracti128_si256(low, 1), _mm256_extracti128_si256(high, 1)};
-      for (int part = 0; part < 4; ++part) {
-        sums[k][part] = _mm256_add_epi32(_mm256_cvtepu16_epi32(words[part]), minimum);
+    for (int pair = 0; pair < (second == nullptr ? 1 : 2); ++pair) {
+      const Block& block = pair == 0 ? first : *second;
+      const std::array<Widened, kPair> widened = block.widened(p);
+      for (int k = 0; k < kPair; ++k) {
+        const Widened& sum = widened[static_cast<std::size_t>(k)];
+        const __m256i minimum = _mm256_set1_epi32(block.minimum[k]);
+        const __m256i low = _mm256_unpacklo_epi16(sum.even, sum.odd);   // lanes 0-7, 16-23
+        const __m256i high = _mm256_unpackhi_epi16(sum.even, sum.odd);  // lanes 8-15, 24-31
+        const __m128i words[4] = {_mm256_castsi256_si128(low), _mm256_castsi256_si128(high),
+                                  _mm256_extracti128_si256(low, 1), _mm256_extracti128_si256(high, 1)};
+        for (int part = 0; part < 4; ++part) {
+          sums[kPair * pair + k][part] = _mm256_add_epi32(_mm256_cvtepu16_epi32(words[part]), minimum);
+        }
       }
     }
-    write_outputs(stage, call, block.first_position + p, block.channel, sums);
+    write_outputs(stage, call, first.first_position + p, first.channel, sums);
   }
 }
 
-Output choose_output(const OutputStage& stage) {
+/// nullptr: output_any.
+Output choose_output(const OutputStage& stage, const ConvolutionCall& call) {
   if (stage.thresholds != nullptr && stage.format == kIndex2 && stage.derived_bits == 0) {
     return output_thresholds;
   }
-  const bool planar =
+  const bool formats =
       stage.format == kPlanar8 && (!stage.has_residual() || stage.residual_format == kPlanar8) &&
       (stage.derived_bits == 0 || (stage.derived_bits == 2 && stage.derived_format == kIndex2));
-  if (!planar) return output_any;
-  if (stage.range.lowest < 0) {
-    return stage.has_residual() ? output_any : output_bytes<Residual::none, true>;
+  if (!formats || !stays_convertible(stage, call, 32767)) return nullptr;
+  if (stage.range.lowest == -128 && stage.range.highest == 127) {
+    return stage.has_residual() ? nullptr : output_bytes<Residual::none, true>;
   }
+  if (stage.range.lowest != 0 || stage.range.highest != 255) return nullptr;
   if (!stage.has_residual()) return output_bytes<Residual::none, false>;
   return stage.residual_signed ? output_bytes<Residual::signed8, false>
                                : output_bytes<Residual::unsigned8, false>;
@@ -398,7 +430,7 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
   const std::uint8_t* weights = tables + kTables * kTableBytes;
   const std::int32_t* minima = packed.program.data() + 1;
   const Steps steps(call, groups, packed.program[0]);
-  const Output output = choose_output(stage);
+  const Output output = choose_output(stage, call);
 
   alignas(32) Partial partial[kOutputBlock / kPair];
   constexpr int kChunk = 64;  // output channels whose sums of minima are at hand
@@ -415,12 +447,25 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
       // As equal blocks as possible: 14 positions are 5 + 5 + 4.
       const int positions = left / ((left + kPositions - 1) / kPositions);
       const std::uint8_t* input = call.input.at(first, 0);
-      for (int channel = chunk; channel < chunk_end; channel += kOutputBlock) {
-        for (int pair = 0; pair < kOutputBlock / kPair && channel + pair * kPair < chunk_end; ++pair) {
-          kAccumulate[positions - 1](input, call.input.position_stride, steps, tables,
-                                     weights + (channel / kPair + pair) * pair_bytes, partial[pair]);
+      const auto compute = [&](int channel, Partial& into) {
+        kAccumulate[positions - 1](input, call.input.position_stride, steps, tables,
+                                   weights + channel / kPair * pair_bytes, into);
+        return Block{&into, positions, steps.count(), first, channel, minimum + (channel - chunk)};
+      };
+      if (output != nullptr) {
+        for (int channel = chunk; channel < chunk_end; channel += kPair) {
+          output(stage, call, compute(channel, partial[0]));
         }
-        output(stage, call, {partial, positions, steps.count(), first, channel, minimum + (channel - chunk)});
+      } else {
+        for (int channel = chunk; channel < chunk_end; channel += kOutputBlock) {
+          const Block block = compute(channel, partial[0]);
+          if (channel + kPair < chunk_end) {
+            const Block second = compute(channel + kPair, partial[1]);
+            output_any(stage, call, block, &second);
+          } else {
+            output_any(stage, call, block, nullptr);
+          }
+        }
       }
       first += positions;
       left -= positions;

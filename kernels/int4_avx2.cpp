@@ -33,6 +33,7 @@ constexpr int kParts = 2;  ///< registers of 8 lanes in a register block
 constexpr int kHalves = kLanes / (8 * kParts);
 constexpr int kQuad = 4;  ///< input channels of a step
 constexpr int kPartBytes = 32;
+constexpr float kLargestSum = 2.0F * 32768.0F * kMaximumSteps;  ///< two words a step, at the very most
 
 int groups_of(const ConvolutionShape& shape) {
   return group_count(kQuads8, shape.input_channels);
@@ -187,13 +188,16 @@ struct Block {
   int half;     ///< which 16 of the 32 lanes
 
   /// Sums of channel `channel` + k, position p, 8 lanes, s32.
+  template <bool single_run>
   __m256i sum(int k, int p, int part) const {
     const __m256i ones = _mm256_set1_epi16(1);
-    const int registers = kPair * positions * kParts;
     const __m256i* words = partial[k / kPair].sums + ((k % kPair) * positions + p) * kParts + part;
     __m256i total = _mm256_madd_epi16(words[0], ones);
-    for (int r = 1; r < runs; ++r) {
-      total = _mm256_add_epi32(total, _mm256_madd_epi16(words[r * registers], ones));
+    if constexpr (!single_run) {
+      const int registers = kPair * positions * kParts;
+      for (int r = 1; r < runs; ++r) {
+        total = _mm256_add_epi32(total, _mm256_madd_epi16(words[r * registers], ones));
+      }
     }
     return total;
   }
@@ -233,72 +237,140 @@ class FourBitThresholds {
 
 enum class Residual { none, unsigned8, signed8 };
 
-/// Bytes in quads8, with or without a residual in quads8 and the next block's 4-bit x.
-template <Residual residual, bool is_signed>
-void output_quads(const OutputStage& stage, const ConvolutionCall& call, const Block& block) {
-  const __m256 ratio = _mm256_set1_ps(stage.residual_ratio);
-  const __m256 highest = _mm256_set1_ps(static_cast<float>(stage.range.highest));
+/// One layout for the output and the residual.
+enum class Layout { quads, planar };
+
+/// Bytes, with or without a residual and the next block's 4-bit x (always quads8). Everything that the stores
+/// could change, as far as the compiler knows, is copied first.
+template <Layout layout, Residual residual, bool is_signed, bool single_run>
+void output_bytes(const OutputStage& stage, const ConvolutionCall& call, const Block& given) {
+  const Block block = given;
+  const __m256i highest = _mm256_set1_epi8(static_cast<char>(stage.range.highest));
   // The packs leave, in each half, four lanes of channel 0, four of channel 1, ...
   const __m256i transpose = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15,  //
                                              0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m256i join_halves = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
   constexpr std::uint8_t kUnused[15] = {};
-  const FourBitThresholds thresholds(stage.derived_bits == 4 ? stage.derived_thresholds : kUnused);
+  const bool derives = stage.derived_bits != 0;
+  const FourBitThresholds thresholds(derives ? stage.derived_thresholds : kUnused);
+  const int channels = std::min(kQuad, call.last_channel - block.channel);
   const int group = block.channel / kQuad;
+  const std::ptrdiff_t first_lane = std::ptrdiff_t{block.half} * kParts * 8;
+  const std::ptrdiff_t output_stride = call.output.position_stride;
+  const std::ptrdiff_t residual_stride = call.residual.position_stride;
+  const std::ptrdiff_t derived_stride = call.derived.position_stride;
+
   __m256 scale[kQuad];
   __m256 offset[kQuad];
+  __m256 ratio[kQuad];
+  // Channels that do not exist have scale, offset and ratio 0 and read another's residual.
+  const std::uint8_t* residual_from[kQuad] = {};
+  std::uint8_t* output_to[kQuad] = {};
   for (int k = 0; k < kQuad; ++k) {
     scale[k] = _mm256_broadcast_ss(stage.scale + block.channel + k);
     offset[k] = _mm256_broadcast_ss(stage.offset + block.channel + k);
-  }
-  for (int p = 0; p < block.positions; ++p) {
-    const int position = block.first_position + p;
-    const std::ptrdiff_t lanes = std::ptrdiff_t{block.half} * kParts * kPartBytes;
-    for (int part = 0; part < kParts; ++part) {
-      __m256i residuals = _mm256_setzero_si256();
+    ratio[k] = _mm256_set1_ps(k < channels ? stage.residual_ratio : 0.0F);
+    const int existing = block.channel + (k < channels ? k : 0);
+    if constexpr (layout == Layout::planar) {
+      output_to[k] = call.output.at(block.first_position, existing) + first_lane;
       if constexpr (residual != Residual::none) {
-        residuals = _mm256_loadu_si256(
-            reinterpret_cast<const __m256i*>(call.residual.at(position, group) + lanes + part * kPartBytes));
+        residual_from[k] = call.residual.at(block.first_position, existing) + first_lane;
       }
+    } else {
+      output_to[k] = call.output.at(block.first_position, group) + kQuad * first_lane;
+      if constexpr (residual != Residual::none) {
+        residual_from[k] = call.residual.at(block.first_position, group) + kQuad * first_lane;
+      }
+    }
+  }
+  std::uint8_t* derived_to =
+      derives ? call.derived.at(block.first_position, group) + kQuad * first_lane : nullptr;
+
+  for (int p = 0; p < block.positions; ++p) {
+    for (int part = 0; part < kParts; ++part) {
+      const std::ptrdiff_t lanes = layout == Layout::quads ? kQuad * 8 * part : 8 * part;
+      const std::ptrdiff_t output_at = p * output_stride + lanes;
+      const std::ptrdiff_t residual_at = p * residual_stride + lanes;
+      __m256i residuals = _mm256_setzero_si256();
+      if constexpr (residual != Residual::none && layout == Layout::quads) {
+        residuals = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(residual_from[0] + residual_at));
+      }
+      const auto residual_of = [&](int k) __attribute__((always_inline)) {
+        if constexpr (layout == Layout::quads) {
+          const __m256i top = _mm256_slli_epi32(residuals, 24 - 8 * k);
+          return residual == Residual::signed8 ? _mm256_srai_epi32(top, 24) : _mm256_srli_epi32(top, 24);
+        } else {
+          const __m128i bytes =
+              _mm_loadl_epi64(reinterpret_cast<const __m128i*>(residual_from[k] + residual_at));
+          return residual == Residual::signed8 ? _mm256_cvtepi8_epi32(bytes) : _mm256_cvtepu8_epi32(bytes);
+        }
+      };
       const auto quantized = [&](int k) __attribute__((always_inline)) {
-        __m256 y = _mm256_mul_ps(_mm256_cvtepi32_ps(block.sum(k, p, part)), scale[k]);
+        __m256 y = _mm256_mul_ps(_mm256_cvtepi32_ps(block.sum<single_run>(k, p, part)), scale[k]);
         y = _mm256_add_ps(y, offset[k]);
         if constexpr (residual != Residual::none) {
-          const __m256i top = _mm256_slli_epi32(residuals, 24 - 8 * k);
-          const __m256i r =
-              residual == Residual::signed8 ? _mm256_srai_epi32(top, 24) : _mm256_srli_epi32(top, 24);
-          y = _mm256_fmadd_ps(_mm256_cvtepi32_ps(r), ratio, y);
+          y = _mm256_fmadd_ps(_mm256_cvtepi32_ps(residual_of(k)), ratio[k], y);
         }
-        // Saturating packs clamp all but what the conversion cannot hold: above 2^31.
-        return _mm256_cvtps_epi32(_mm256_min_ps(y, highest));
+        return _mm256_cvtps_epi32(y);  // the packs clamp
       };
       const __m256i low = _mm256_packs_epi32(quantized(0), quantized(1));
       const __m256i high = _mm256_packs_epi32(quantized(2), quantized(3));
-      const __m256i packed = is_signed ? _mm256_packs_epi16(low, high) : _mm256_packus_epi16(low, high);
-      const __m256i bytes = _mm256_shuffle_epi8(packed, transpose);
-      const auto store = [&](const OutputView& view, __m256i value) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(view.at(position, group) + lanes + part * kPartBytes),
-                            value);
+      const __m256i packed = is_signed ? _mm256_packs_epi16(low, high)
+                                       : _mm256_min_epu8(_mm256_packus_epi16(low, high), highest);
+      const auto store = [](std::uint8_t* to, __m256i value) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), value);
       };
-      store(call.output, bytes);
-      if (stage.derived_bits != 0) store(call.derived, thresholds.derive(bytes));
+      if constexpr (layout == Layout::quads) {
+        store(output_to[0] + output_at, _mm256_shuffle_epi8(packed, transpose));
+      } else {
+        const __m256i planes = _mm256_permutevar8x32_epi32(packed, join_halves);
+        const __m128i low_planes = _mm256_castsi256_si128(planes);
+        const __m128i high_planes = _mm256_extracti128_si256(planes, 1);
+        const auto store_plane = [&](int k, __m128i plane) {
+          if (k < channels) _mm_storel_epi64(reinterpret_cast<__m128i*>(output_to[k] + output_at), plane);
+        };
+        store_plane(0, low_planes);
+        store_plane(1, _mm_unpackhi_epi64(low_planes, low_planes));
+        store_plane(2, high_planes);
+        store_plane(3, _mm_unpackhi_epi64(high_planes, high_planes));
+      }
+      if (derives) {
+        store(derived_to + p * derived_stride + kQuad * 8 * part,
+              _mm256_shuffle_epi8(thresholds.derive(packed), transpose));
+      }
     }
   }
 }
 
 using Output = void (*)(const OutputStage& stage, const ConvolutionCall& call, const Block& block);
 
-/// nullptr: the output stage that all AVX2 kernels share, which wants 32 lanes at once.
+template <Layout layout, bool single_run>
 Output choose_output(const OutputStage& stage) {
-  const bool quads =
-      stage.format == kQuads8 && (!stage.has_residual() || stage.residual_format == kQuads8) &&
-      (stage.derived_bits == 0 || (stage.derived_bits == 4 && stage.derived_format == kQuads8));
-  if (!quads) return nullptr;
   if (stage.range.lowest < 0) {
-    return stage.has_residual() ? nullptr : output_quads<Residual::none, true>;
+    return stage.has_residual() ? nullptr : output_bytes<layout, Residual::none, true, single_run>;
   }
-  if (!stage.has_residual()) return output_quads<Residual::none, false>;
-  return stage.residual_signed ? output_quads<Residual::signed8, false>
-                               : output_quads<Residual::unsigned8, false>;
+  if (!stage.has_residual()) return output_bytes<layout, Residual::none, false, single_run>;
+  return stage.residual_signed ? output_bytes<layout, Residual::signed8, false, single_run>
+                               : output_bytes<layout, Residual::unsigned8, false, single_run>;
+}
+
+/// nullptr: the output stage that all AVX2 kernels share, which wants 32 lanes at once.
+Output choose_output(const OutputStage& stage, const ConvolutionCall& call, int runs) {
+  if (!stays_convertible(stage, call, kLargestSum)) return nullptr;
+  if (stage.range.lowest < 0 && (stage.range.lowest != -128 || stage.range.highest != 127)) return nullptr;
+  if (stage.range.highest > 255) return nullptr;
+  if (stage.has_residual() && !(stage.residual_format == stage.format)) return nullptr;
+  if (stage.derived_bits != 0 && !(stage.derived_bits == 4 && stage.derived_format == kQuads8)) {
+    return nullptr;
+  }
+  if (stage.format == kQuads8) {
+    return runs == 1 ? choose_output<Layout::quads, true>(stage) : choose_output<Layout::quads, false>(stage);
+  }
+  if (stage.format == kPlanar8) {
+    return runs == 1 ? choose_output<Layout::planar, true>(stage)
+                     : choose_output<Layout::planar, false>(stage);
+  }
+  return nullptr;
 }
 
 /// The two halves of a block's lanes, by the shared output stage.
@@ -308,7 +380,7 @@ void output_any(const OutputStage& stage, const ConvolutionCall& call, const Blo
     __m256i sums[kOutputBlock][kHalves * kParts] = {};
     for (int k = 0; k < kOutputBlock && block.channel + k < call.last_channel; ++k) {
       for (int part = 0; part < kHalves * kParts; ++part) {
-        sums[k][part] = halves[part / kParts].sum(k, p, part % kParts);
+        sums[k][part] = halves[part / kParts].sum<false>(k, p, part % kParts);
       }
     }
     write_outputs(stage, call, block.first_position + p, block.channel, sums);
@@ -320,7 +392,7 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
   const std::ptrdiff_t pair_bytes =
       std::ptrdiff_t{packed.shape.kernel} * packed.shape.kernel * groups * kPair * kQuad;
   const Steps steps(call, groups, packed.program[0]);
-  const Output output = choose_output(stage);
+  const Output output = choose_output(stage, call, steps.count());
 
   alignas(32) Partial partial[kHalves][kOutputBlock / kPair];
   for (int first = 0, left = call.positions; left > 0;) {
