@@ -75,22 +75,37 @@ void pad_channels(const InputView& input, const OutputView& output, const Activa
   }
 }
 
-void load_pixels(const std::uint8_t* colours, int height, int width, const ActivationFormat& format,
-                 const OutputView& output, int lane, std::ptrdiff_t row_stride) {
+namespace {
+
+/// One pixel of `count` images as quads8: red, green, blue, 0. Reads a byte behind each pixel.
+inline void store_quads(const std::uint8_t* pixel, std::ptrdiff_t image_bytes, int count, std::uint8_t* to) {
+  for (int image = 0; image < count; ++image) {
+    std::uint32_t quad = 0;
+    std::memcpy(&quad, pixel + image * image_bytes, sizeof quad);
+    quad &= 0x00FFFFFFU;
+    std::memcpy(to + 4 * image, &quad, sizeof quad);
+  }
+}
+
+}  // namespace
+
+void load_pixels(const std::uint8_t* images, int count, int height, int width, const ActivationFormat& format,
+                 const OutputView& output, std::ptrdiff_t row_stride) {
+  const std::ptrdiff_t image_bytes = std::ptrdiff_t{height} * width * 3;
   for (int row = 0; row < height; ++row) {
-    const std::uint8_t* from = colours + std::ptrdiff_t{row} * width * 3;
-    std::uint8_t* to = output.data + row * row_stride + std::ptrdiff_t{lane} * format.bytes;
-    if (format == kQuads8) {
-      for (int column = 0; column < width; ++column, to += output.position_stride, from += 3) {
-        const std::uint8_t pixel[4] = {from[0], from[1], from[2], 0};
-        std::memcpy(to, pixel, sizeof pixel);
-      }
-      continue;
-    }
     for (int column = 0; column < width; ++column) {
-      for (int c = 0; c < 3; ++c) {
-        store_activation({to, output.position_stride, output.group_stride}, format, column, c, 0,
-                         from[3 * column + c]);
+      const std::uint8_t* pixel = images + (std::ptrdiff_t{row} * width + column) * 3;
+      std::uint8_t* to = output.data + row * row_stride + column * output.position_stride;
+      const bool last = row + 1 == height && column + 1 == width;
+      if (format == kQuads8 && !last) {
+        store_quads(pixel, image_bytes, count, to);
+        continue;
+      }
+      const OutputView position{to, 0, output.group_stride};
+      for (int image = 0; image < count; ++image) {
+        for (int c = 0; c < 3; ++c) {
+          store_activation(position, format, 0, c, image, pixel[image * image_bytes + c]);
+        }
       }
     }
   }

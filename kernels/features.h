@@ -35,9 +35,9 @@ void linear(const std::int32_t* sums, int channels, int lanes, int images,
 void pad_channels(const InputView& input, const OutputView& output, const ActivationFormat& format,
                   int input_channels, int output_channels, int lanes);
 
-/// Spreads an image over its lane of a tile: data is lane 0 of [row][column][group][lane], of `height` x
-/// `width` positions; colours: [row][column][3].
-void load_pixels(const std::uint8_t* colours, int height, int width, const ActivationFormat& format,
-                 const OutputView& output, int lane, std::ptrdiff_t row_stride);
+/// Spreads images over the lanes 0 .. count - 1. images: [image][row][column][3]; output: lane 0 of the map's
+/// position (0, 0), position_stride is from column to column.
+void load_pixels(const std::uint8_t* images, int count, int height, int width, const ActivationFormat& format,
+                 const OutputView& output, std::ptrdiff_t row_stride);
 
 }  // namespace nibble

@@ -11,5 +11,7 @@ namespace nibble {
 std::span<const ConvolutionKernel> reference_kernels();
 std::span<const ConvolutionKernel> int2_avx2_kernels();
 std::span<const ConvolutionKernel> int4_avx2_kernels();
+std::span<const ConvolutionKernel> int8_avx2_kernels();
+std::span<const ConvolutionKernel> int16_avx2_kernels();
 
 }  // namespace nibble

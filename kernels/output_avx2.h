@@ -99,6 +99,47 @@ inline __m256i derive_two_bits(__m256i stream, const std::uint8_t* thresholds) {
   return x;
 }
 
+/// write_outputs() where output and residual (if any) are quads8 and nothing is derived: four channels of a
+/// lane meet in one 32-bit lane without crossing the register's halves. The stream of an 8-bit network.
+template <bool has_residual>
+inline void write_quads(const OutputStage& stage, const ConvolutionCall& call, std::ptrdiff_t position,
+                        int channel, int channels, const __m256i (&sums)[kOutputBlock][4]) {
+  // The packs leave, in each half, four lanes of channel 0, four of channel 1, ...
+  const __m256i transpose = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15,  //
+                                             0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m256 lowest = _mm256_set1_ps(static_cast<float>(stage.range.lowest));
+  const __m256 highest = _mm256_set1_ps(static_cast<float>(stage.range.highest));
+  const __m256 ratio = _mm256_set1_ps(stage.residual_ratio);
+  const bool is_signed = stage.range.lowest < 0;
+  // Scales and offsets are padded; channels that do not exist are masked away.
+  const __m256i exist = _mm256_set1_epi32(static_cast<int>(0xFFFFFFFFU >> (8 * (kOutputBlock - channels))));
+  std::uint8_t* output = call.output.at(position, channel / 4);
+  for (int part = 0; part < 4; ++part) {
+    __m256i residuals = _mm256_setzero_si256();
+    if constexpr (has_residual) {
+      const std::uint8_t* group = call.residual.at(position, channel / 4);
+      residuals = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(group + 32 * part));
+    }
+    __m256i q[kOutputBlock];
+    for (int k = 0; k < kOutputBlock; ++k) {
+      __m256 y =
+          _mm256_mul_ps(_mm256_cvtepi32_ps(sums[k][part]), _mm256_broadcast_ss(stage.scale + channel + k));
+      y = _mm256_add_ps(y, _mm256_broadcast_ss(stage.offset + channel + k));
+      if constexpr (has_residual) {
+        const __m256i top = _mm256_slli_epi32(residuals, 24 - 8 * k);
+        const __m256i r = stage.residual_signed ? _mm256_srai_epi32(top, 24) : _mm256_srli_epi32(top, 24);
+        y = _mm256_fmadd_ps(_mm256_cvtepi32_ps(r), ratio, y);
+      }
+      q[k] = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(y, lowest), highest));
+    }
+    const __m256i low = _mm256_packs_epi32(q[0], q[1]);
+    const __m256i high = _mm256_packs_epi32(q[2], q[3]);
+    const __m256i bytes = is_signed ? _mm256_packs_epi16(low, high) : _mm256_packus_epi16(low, high);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(output + 32 * part),
+                        _mm256_and_si256(_mm256_shuffle_epi8(bytes, transpose), exist));
+  }
+}
+
 /// Requantizes and stores sums[k][part]: output channel `channel` + k, lanes 8 * part .. 8 * part + 7. The
 /// rounding mode must be nearest, the default. Channels from call.last_channel on are stored as zero.
 inline void write_outputs(const OutputStage& stage, const ConvolutionCall& call, std::ptrdiff_t position,

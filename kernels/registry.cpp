@@ -13,6 +13,8 @@ std::span<const ConvolutionKernel> convolution_kernels() {
     for (const std::span<const ConvolutionKernel> more : {
              int2_avx2_kernels(),
              int4_avx2_kernels(),
+             int8_avx2_kernels(),
+             int16_avx2_kernels(),
              reference_kernels(),
          }) {
       rows.insert(rows.end(), more.begin(), more.end());

@@ -72,11 +72,8 @@ void ImageTiles::load_images(const IntegerPlan& plan, const std::uint8_t* pixels
       std::memcpy(at(row, column), border_.data(), border_.size());
     }
   }
-  for (int image = 0; image < count; ++image) {
-    load_pixels(pixels + std::ptrdiff_t{image} * size * size * 3, size, size, format,
-                {at(border, border), tile.position_bytes, tile.group_bytes}, image,
-                side * tile.position_bytes);
-  }
+  load_pixels(pixels, count, size, size, format, {at(border, border), tile.position_bytes, tile.group_bytes},
+              side * tile.position_bytes);
 }
 
 void ImageTiles::run_layer(const IntegerPlan& plan, std::size_t index, std::size_t input, std::size_t output,

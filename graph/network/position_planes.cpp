@@ -88,10 +88,10 @@ void PositionPlanes::load_image(const Pass& pass, const std::uint8_t* pixels) co
   const ActivationFormat& format = pass.plan.convolutions[0].kernel->input_format;
   std::uint8_t* planes = data(pass, tensors_.pixels);
   std::memcpy(planes, no_image_.data(), no_image_.size());
-  load_pixels(pixels, size, size, format,
+  load_pixels(pixels, 1, size, size, format,
               {planes + std::ptrdiff_t{layout.position(0, 0)} * format.bytes, format.bytes,
                layers_[0].input_plane_bytes},
-              0, std::ptrdiff_t{layout.pitch()} * format.bytes);
+              std::ptrdiff_t{layout.pitch()} * format.bytes);
 }
 
 void PositionPlanes::split_phases(const Pass& pass, std::size_t block) const {

@@ -93,6 +93,100 @@ TEST_P(EveryKernel, EqualsTheReferenceOnRandomProblems) {
   EXPECT_GE(supported, count / 20);
 }
 
+/// Every weight times every activation, each product alone in a sum: output channels are the weights,
+/// positions the activations.
+TEST_P(EveryKernel, MultipliesEveryPairOfOperands) {
+  const ConvolutionKernel& kernel = GetParam();
+  if (kernel.weight_bits == 16) return;  // 2^31 pairs; the extremes are in the other tests
+  const Levels levels = kDefaultLevels;
+  const int activations = activation_limit(kernel.activation_bits) + 1;
+  std::vector<std::int16_t> values;
+  for (int value = -weight_limit(kernel.weight_bits); value <= weight_limit(kernel.weight_bits); ++value) {
+    if (representable(value, kernel.weight_bits, levels)) values.push_back(static_cast<std::int16_t>(value));
+  }
+  const auto channels = static_cast<int>(values.size());
+  const int padded = (channels + kChannelPadding - 1) / kChannelPadding * kChannelPadding;
+  // Products are up to 255 * 127: a shift keeps them in s8, rounded as the formula says.
+  const float scale = kernel.weight_bits == 8 && kernel.activation_bits == 8 ? 1.0F / 256 : 1.0F / 16;
+  const std::vector<float> scales(static_cast<std::size_t>(padded), scale);
+  const std::vector<float> offsets(static_cast<std::size_t>(padded), 0.0F);
+  const int group_channels = kernel.input_format.channels;
+  for (int place = 0; place < group_channels; ++place) {  // of the one input channel that is not zero
+    const ConvolutionShape shape{group_channels, channels, 1, 1, 0, 1, activations};
+    std::vector<std::int16_t> weights;
+    for (const std::int16_t value : values) {
+      for (int i = 0; i < group_channels; ++i) weights.push_back(i == place ? value : values.back());
+    }
+    const ConvolutionLayer layer{shape, kernel.weight_bits, kernel.activation_bits, levels, weights};
+    ASSERT_TRUE(kernel.supports(layer));
+    const PackedConvolution packed = kernel.pack(layer);
+    OutputStage stage;
+    stage.scale = scales.data();
+    stage.offset = offsets.data();
+    stage.range = shortcut_range(8);
+    stage.format = kPlanar8;
+    const std::ptrdiff_t input_bytes = std::ptrdiff_t{kernel.lanes} * kernel.input_format.bytes;
+    const std::ptrdiff_t output_bytes = std::ptrdiff_t{channels} * kernel.lanes;
+    std::vector<std::uint8_t> input(static_cast<std::size_t>(activations * input_bytes));
+    std::vector<std::uint8_t> output(static_cast<std::size_t>(activations * output_bytes));
+    for (int a = 0; a < activations; ++a) {
+      for (int lane = 0; lane < kernel.lanes; ++lane) {
+        for (int i = 0; i < group_channels; ++i) {
+          store_activation({input.data(), input_bytes, 0}, kernel.input_format, a, i, lane,
+                           i == place ? a : 0);
+        }
+      }
+    }
+    const Tap tap{0, 0};
+    kernel.run(packed, stage,
+               {{input.data(), input_bytes, 0},
+                {&tap, 1},
+                activations,
+                0,
+                channels,
+                {output.data(), output_bytes, kernel.lanes},
+                {},
+                {}});
+    for (int a = 0; a < activations; ++a) {
+      for (int o = 0; o < channels; ++o) {
+        const int weight = values[static_cast<std::size_t>(o)];
+        const int expected = requantize(weight * a, scale, 0.0F, shortcut_range(8));
+        for (int lane = 0; lane < kernel.lanes; ++lane) {
+          const auto found = static_cast<std::int8_t>(
+              output[static_cast<std::size_t>(a * output_bytes + o * kernel.lanes + lane)]);
+          ASSERT_EQ(found, expected) << weight << " * " << a << ", lane " << lane << ", place " << place;
+        }
+      }
+    }
+  }
+}
+
+/// The full grid: run by `ctest -L nightly`.
+class NightlyGrid : public testing::TestWithParam<ConvolutionKernel> {};
+
+INSTANTIATE_TEST_SUITE_P(Registry, NightlyGrid, testing::ValuesIn(runnable_kernels()),
+                         [](const auto& row) { return std::string(row.param.name); });
+
+TEST_P(NightlyGrid, EqualsTheReferenceForEveryShape) {
+  const ConvolutionKernel& kernel = GetParam();
+  const std::vector<int> channels = {1, 2, 3, 4, 5, 7, 8, 12, 16, 17, 31, 32, 33, 48, 63, 64, 67};
+  std::uint64_t seed = 1;
+  for (const int inputs : channels) {
+    for (const int outputs : channels) {
+      for (const int size : {1, 2, 3, 5, 8, 16, 33}) {
+        if (size > 8 && inputs * outputs > 600) continue;
+        for (int kind = 0; kind < 4; ++kind) {
+          KernelProblem problem = random_problem(kernel, ++seed);
+          ConvolutionShape& shape = problem.shape;
+          shape = {inputs, outputs, kind % 2 == 0 ? 3 : 1, kind / 2 + 1, kind % 2 == 0 ? 1 : 0, size, size};
+          if (problem.position_lanes && shape.stride == 2) shape.input_height = shape.input_width = 2 * size;
+          ASSERT_EQ(check_kernel(kernel, problem), "");
+        }
+      }
+    }
+  }
+}
+
 TEST(OneProblem, IsTheOneNamedByTheEnvironment) {
   const char* text = std::getenv("NIBBLE_KERNEL_PROBLEM");
   const KernelProblem problem =

@@ -1,0 +1,147 @@
+// 8-bit weights and activations, AVX2. vpmaddubsw adds two products in 16 bits with saturation, which
+// full-range integers exceed; here no lane ever reaches the limit, so every layer is exact, and most sums are
+// widened once for two to four multiplications instead of once for each.
+//
+//   activations (quads8), 8 lanes:   L0: a0 a1 a2 a3 | L1: a0 a1 a2 a3 | ...            u8
+//   weights of four input channels:  w0 w1 w2 w3, one vpbroadcastd                      s8
+//   vpmaddubsw, 16 words:            L0: a0 w0 + a1 w1, a2 w2 + a3 w3 | L1: ...         s16
+//   run of `length` steps:           the sum of that many such words, vpaddw            s16, proved
+//   vpmaddwd by ones, vpaddd:        L0, L1, ...                                        s32
+//
+// Packing (kernels/run_packing.h) puts large weights into a run with small ones, and splits the few steps
+// whose pair alone could saturate into two: (w0, 0, w2, 0) and (0, w1, 0, w3), since 255 * 127 fits. On Zen 3
+// the two multiplying pipes are the bound: a run of n steps takes n + 1 of them for each register.
+//
+// Blocks of 1 position x 32 lanes x 2 output channels: 8 sums in registers, the rest for weights.
+//
+//   weights:  s8 [run][step][2 output channels][4 input channels]
+//   program:  run length, then first runs [pair of output channels][tap] and the end, then groups [run][step]
+
+#include <array>
+#include <cstring>
+
+#include "kernels/kernels.h"
+#include "kernels/output_avx2.h"
+#include "kernels/run_packing.h"
+
+namespace nibble {
+namespace {
+
+constexpr int kPair = 2;   ///< output channels of a register block
+constexpr int kParts = 4;  ///< registers of 8 lanes in a block of 32
+constexpr int kQuad = 4;   ///< input channels of a step
+constexpr int kPartBytes = 32;
+constexpr int kStepBytes = kPair * kQuad;
+
+/// Costs of a run: vpmaddubsw and vpmaddwd of one register.
+constexpr RunLength kLengths[] = {{1, 2.0}, {2, 3.0}, {3, 4.0}, {4, 5.0}};
+
+bool supports(const ConvolutionLayer& layer) {
+  // s32 sums: 255 * 127 * 65,000 products.
+  return layer.shape.filter_size() <= 65'000;
+}
+
+PackedConvolution pack(const ConvolutionLayer& layer) {
+  const RunProgram runs = pack_runs(layer, kPair, {kQuad, 2, -32768, 32767}, kLengths);
+  PackedConvolution packed{layer.shape, layer.activation_bits, {}, {}};
+  packed.weights.resize(runs.weights.size());
+  for (std::size_t i = 0; i < runs.weights.size(); ++i) {
+    packed.weights[i] = static_cast<std::uint8_t>(runs.weights[i]);
+  }
+  packed.program.push_back(runs.length);
+  packed.program.insert(packed.program.end(), runs.first_run.begin(), runs.first_run.end());
+  packed.program.insert(packed.program.end(), runs.groups.begin(), runs.groups.end());
+  return packed;
+}
+
+/// The parts of a program.
+struct Program {
+  int length;
+  const std::int32_t* first_run;
+  const std::int32_t* groups;
+  const std::uint8_t* weights;
+};
+
+Program program_of(const PackedConvolution& packed) {
+  const int taps = packed.shape.kernel * packed.shape.kernel;
+  const int padded = (packed.shape.output_channels + kOutputBlock - 1) / kOutputBlock * kOutputBlock;
+  const std::int32_t* first_run = packed.program.data() + 1;
+  return {packed.program[0], first_run, first_run + padded / kPair * taps + 1, packed.weights.data()};
+}
+
+inline __m256i broadcast_quad(const std::uint8_t* weights) {
+  std::int32_t quad = 0;
+  std::memcpy(&quad, weights, sizeof quad);
+  return _mm256_set1_epi32(quad);
+}
+
+/// Sums of one pair of output channels at one position: sums[channel][part].
+template <int Length>
+void accumulate(const ConvolutionCall& call, const std::uint8_t* input, const std::int32_t* first_run,
+                const Program& program, __m256i (*sums)[kParts]) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  __m256i total[kPair][kParts] = {};
+  for (const Tap& tap : call.taps) {
+    const std::uint8_t* at_tap = input + tap.offset;
+    const std::int32_t last = first_run[tap.index + 1];
+    for (std::int32_t run = first_run[tap.index]; run < last; ++run) {
+      const std::int32_t* groups = program.groups + std::ptrdiff_t{run} * Length;
+      const std::uint8_t* weights = program.weights + std::ptrdiff_t{run} * Length * kStepBytes;
+      const std::uint8_t* step[Length];
+      __m256i weight[kPair][Length];
+      for (int s = 0; s < Length; ++s) {
+        step[s] = at_tap + groups[s] * call.input.group_stride;
+        for (int o = 0; o < kPair; ++o) weight[o][s] = broadcast_quad(weights + s * kStepBytes + o * kQuad);
+      }
+      for (int part = 0; part < kParts; ++part) {
+        __m256i words[kPair];
+        for (int s = 0; s < Length; ++s) {
+          const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(step[s] + part * kPartBytes));
+          for (int o = 0; o < kPair; ++o) {
+            const __m256i products = _mm256_maddubs_epi16(a, weight[o][s]);
+            words[o] = s == 0 ? products : _mm256_add_epi16(words[o], products);
+          }
+        }
+        for (int o = 0; o < kPair; ++o) {
+          total[o][part] = _mm256_add_epi32(total[o][part], _mm256_madd_epi16(words[o], ones));
+        }
+      }
+    }
+  }
+  for (int o = 0; o < kPair; ++o) {
+    for (int part = 0; part < kParts; ++part) sums[o][part] = total[o][part];
+  }
+}
+
+using Accumulate = void (*)(const ConvolutionCall& call, const std::uint8_t* input,
+                            const std::int32_t* first_run, const Program& program, __m256i (*sums)[kParts]);
+constexpr Accumulate kAccumulate[] = {accumulate<1>, accumulate<2>, accumulate<3>, accumulate<4>};
+
+void run(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call) {
+  const Program program = program_of(packed);
+  const Accumulate accumulate_pair = kAccumulate[program.length - 1];
+  const int taps = packed.shape.kernel * packed.shape.kernel;
+  for (int position = 0; position < call.positions; ++position) {
+    const std::uint8_t* input = call.input.at(position, 0);
+    for (int channel = call.first_channel; channel < call.last_channel; channel += kOutputBlock) {
+      __m256i sums[kOutputBlock][kParts];
+      for (int o = 0; o < kOutputBlock; o += kPair) {
+        accumulate_pair(call, input, program.first_run + (channel + o) / kPair * taps, program, sums + o);
+      }
+      write_outputs(stage, call, position, channel, sums);
+    }
+  }
+}
+
+constexpr std::array kRows = {
+    ConvolutionKernel{"int8_avx2", InstructionSet::avx2, 8, 8, kLanes, kOutputBlock, kQuads8, supports, pack,
+                      run},
+};
+
+}  // namespace
+
+std::span<const ConvolutionKernel> int8_avx2_kernels() {
+  return kRows;
+}
+
+}  // namespace nibble

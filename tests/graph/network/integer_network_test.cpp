@@ -1,0 +1,160 @@
+#include "graph/network/integer_network.h"
+
+#include <gtest/gtest.h>
+#include <omp.h>
+
+#include <cstdlib>
+#include <string>
+
+#include "graph/network/error.h"
+#include "graph/network/instruction_set.h"
+#include "graph/network/reference_network.h"
+#include "graph/network/signature.h"
+#include "tests/graph/network/random_network.h"
+
+namespace nibble {
+namespace {
+
+struct Case {
+  const char* variant;
+  int depth;
+  const char* shortcut;
+  int weight_bits;
+  int activation_bits;
+};
+
+void PrintTo(const Case& c, std::ostream* out) {
+  *out << c.variant << c.depth << c.shortcut << " w" << c.weight_bits << " a" << c.activation_bits;
+}
+
+QuantizedNetwork network_of(const Case& c) {
+  return random_network(describe_network(c.variant, c.depth, c.shortcut), c.weight_bits, c.activation_bits,
+                        21);
+}
+
+class IntegerNetworkOf : public testing::TestWithParam<Case> {};
+
+INSTANTIATE_TEST_SUITE_P(Networks, IntegerNetworkOf,
+                         testing::Values(Case{"resnet_344", 24, "B", 16, 16},
+                                         Case{"resnet_344", 24, "B", 8, 8}, Case{"resnet_344", 24, "B", 4, 4},
+                                         Case{"resnet_344", 24, "B", 2, 2}, Case{"resnet_344", 24, "B", 2, 8},
+                                         Case{"resnet_344", 24, "B", 4, 8}, Case{"resnet_344", 24, "B", 2, 4},
+                                         Case{"he", 20, "A", 16, 16}, Case{"he", 20, "A", 8, 8},
+                                         Case{"he", 20, "A", 4, 4}, Case{"he", 20, "A", 2, 2},
+                                         Case{"he", 20, "B", 8, 8}, Case{"he", 20, "B", 2, 2}));
+
+TEST_P(IntegerNetworkOf, EqualsTheReferenceWithAnyBatchAndThreads) {
+  const QuantizedNetwork quantized = network_of(GetParam());
+  constexpr int kImages = 70;
+  const std::vector<std::uint8_t> pixels = random_pixels(kImages, 22);
+  std::vector<float> expected(kImages * 10);
+  omp_set_num_threads(omp_get_num_procs());
+  ReferenceNetwork(quantized).run(pixels.data(), kImages, expected.data());
+  for (const int threads : {1, 2, 3}) {
+    omp_set_num_threads(threads);
+    const IntegerNetwork network(quantized, effective_instruction_set());
+    if (network.instruction_set() == InstructionSet::reference) {
+      std::puts("no kernel of this CPU's is within NIBBLE_MAX_ISA: two images on the scalar reference");
+      std::vector<float> logits(20);
+      network.run(pixels.data(), 2, logits.data());
+      EXPECT_EQ(logits, std::vector<float>(expected.begin(), expected.begin() + 20));
+      break;
+    }
+    for (const int batch : {1, 2, 31, 32, kImages}) {
+      std::vector<float> logits(kImages * 10);
+      for (int first = 0; first < kImages; first += batch) {
+        if (batch < 31 && first >= 6) {  // enough of the small ones
+          std::copy(expected.begin() + first * 10, expected.end(), logits.begin() + first * 10);
+          break;
+        }
+        network.run(pixels.data() + first * 3072, std::min(batch, kImages - first),
+                    logits.data() + first * 10);
+      }
+      EXPECT_EQ(signature(logits), signature(expected)) << threads << " threads, batch " << batch;
+    }
+  }
+}
+
+TEST(IntegerNetwork, RunsOnTheScalarReferenceAlone) {
+  omp_set_num_threads(2);
+  for (const int bits : {16, 8, 4, 2}) {
+    const QuantizedNetwork quantized = random_network(describe_network("he", 20, "A"), bits, bits, 5);
+    const std::vector<std::uint8_t> pixels = random_pixels(3, 6);
+    std::vector<float> expected(30);
+    ReferenceNetwork(quantized).run(pixels.data(), 3, expected.data());
+    const IntegerNetwork network(quantized, InstructionSet::reference);
+    EXPECT_EQ(network.instruction_set(), InstructionSet::reference);
+    std::vector<float> logits(30);
+    network.run(pixels.data(), 3, logits.data());
+    EXPECT_EQ(logits, expected);
+  }
+}
+
+TEST(IntegerNetwork, RunsLayersOfDifferentWidths) {
+  omp_set_num_threads(2);
+  const NetworkDescription description = describe_network("resnet_344", 0, "");
+  QuantizedNetwork mixed = random_network(description, 2, 2, 31);
+  const QuantizedNetwork four = random_network(description, 4, 4, 32);
+  const QuantizedNetwork eight = random_network(description, 8, 8, 33);
+  const auto take = [&](std::size_t block, const QuantizedNetwork& from, int input_bits, int middle_bits) {
+    for (const int index : {description.blocks[block].conv1, description.blocks[block].conv2,
+                            description.blocks[block].projection}) {
+      if (index < 0) continue;
+      mixed.parameters.convolutions[static_cast<std::size_t>(index)] =
+          from.parameters.convolutions[static_cast<std::size_t>(index)];
+    }
+    QuantizedBlock& block_scales = mixed.parameters.blocks[block];
+    block_scales.input_bits = input_bits;
+    block_scales.middle_bits = middle_bits;
+    const float stream =
+        block == 0 ? mixed.parameters.first_output_scale : mixed.parameters.blocks[block - 1].output_scale;
+    block_scales.input_scale = input_bits == 8 ? stream : 3.0F / 15.0F;
+    block_scales.middle_scale = 3.0F / static_cast<float>((1 << middle_bits) - 1);
+  };
+  take(1, four, 4, 4);
+  take(3, eight, 8, 8);
+  take(4, four, 8, 4);
+  take(7, eight, 4, 8);
+  take(10, eight, 8, 8);
+  const std::vector<std::uint8_t> pixels = random_pixels(33, 34);
+  std::vector<float> expected(330);
+  ReferenceNetwork(mixed).run(pixels.data(), 33, expected.data());
+  const IntegerNetwork network(mixed, effective_instruction_set());
+  std::vector<float> logits(330);
+  network.run(pixels.data(), 33, logits.data());
+  EXPECT_EQ(logits, expected) << network.text();
+}
+
+TEST(IntegerNetwork, StaysWithinItsMemory) {
+  omp_set_num_threads(1);
+  const NetworkDescription description = describe_network("resnet_344", 0, "");
+  for (const int bits : {16, 8, 4, 2}) {
+    const IntegerNetwork network(random_network(description, bits, bits, 1), effective_instruction_set());
+    EXPECT_LE(network.scratch_bytes(), std::size_t{2'000'000}) << bits << " bits";
+    if (bits == 2) {
+      EXPECT_LE(network.plan_bytes(), std::size_t{500'000});
+    }
+  }
+}
+
+TEST(EffectiveInstructionSet, NamesTheVariableThatIsWrong) {
+  const char* before = std::getenv("NIBBLE_MAX_ISA");
+  const std::string saved = before == nullptr ? "" : before;
+  ::setenv("NIBBLE_MAX_ISA", "sse9", 1);
+  try {
+    effective_instruction_set();
+    ADD_FAILURE() << "sse9 was accepted";
+  } catch (const InputError& error) {
+    EXPECT_NE(std::string(error.what()).find("NIBBLE_MAX_ISA"), std::string::npos);
+  }
+  ::setenv("NIBBLE_MAX_ISA", "reference", 1);
+  EXPECT_EQ(effective_instruction_set(), InstructionSet::reference);
+  if (before == nullptr) {
+    ::unsetenv("NIBBLE_MAX_ISA");
+  } else {
+    ::setenv("NIBBLE_MAX_ISA", saved.c_str(), 1);
+  }
+}
+
+}  // namespace
+}  // namespace nibble

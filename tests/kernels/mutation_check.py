@@ -1,0 +1,87 @@
+#!/usr/bin/env python3
+"""Changes one constant in a copy of a kernel's file, links it with the kernels' tests, and expects a failure.
+
+usage: mutation_check.py CHECKOUT BUILD
+
+Every row names a file, a text that occurs in it exactly once, and what replaces it. A mutation that no test
+notices is a hole in the tests.
+"""
+import json
+import pathlib
+import shlex
+import subprocess
+import sys
+import tempfile
+
+MUTATIONS = [
+    ("kernels/int8_avx2.cpp", "{kQuad, 2, -32768, 32767}", "{kQuad, 2, -32768, 65535}"),
+    ("kernels/int8_avx2.cpp", "input + tap.offset", "input + tap.offset + (tap.index == 8 ? 1 : 0)"),
+    ("kernels/int8_avx2.cpp", "o < kOutputBlock; o += kPair", "o < kPair; o += kPair"),
+    ("kernels/int16_avx2.cpp", "std::int64_t{INT32_MAX}", "std::int64_t{INT32_MAX} * 2"),
+    ("kernels/int16_avx2.cpp", "_mm256_set1_pd(65536.0)", "_mm256_set1_pd(65535.0)"),
+    ("kernels/int16_avx2.cpp", "0xD8", "0xE4"),
+    ("kernels/int4_avx2.cpp", "sum.highest > 32767", "sum.highest > 65535"),
+    ("kernels/int4_avx2.cpp", "_mm256_set1_epi8(4)", "_mm256_set1_epi8(5)"),
+    ("kernels/int2_avx2.cpp", "while (sum > 255)", "while (sum > 510)"),
+    ("kernels/int2_avx2.cpp", "_mm256_set1_epi16(0x4B00)", "_mm256_set1_epi16(0x4B01)"),
+    ("kernels/output_avx2.h", "_mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)", "_mm256_setr_epi32(0, 4, 1, 5, 2, 6, 7, 3)"),
+    ("kernels/output_avx2.h", "24 - 8 * k)", "24 - 7 * k)"),
+    ("kernels/geometry.cpp", "(down >> 1) * output.pitch()", "(down / 2) * output.pitch()"),
+    ("kernels/thresholds.cpp", "< static_cast<int>(k)", "<= static_cast<int>(k)"),
+    ("kernels/run_packing.cpp", "a[i].lowest + b[i].lowest < lane_.lowest ||", "a[i].lowest < lane_.lowest ||"),
+]
+
+
+def compile_commands(build):
+    rows = json.loads((build / "compile_commands.json").read_text())
+    return {row["file"]: row for row in rows}
+
+
+def compile_copy(row, source, include, output):
+    words = shlex.split(row["command"])
+    words[words.index("-o") + 1] = str(output)
+    words[words.index("-c") + 1] = str(source)
+    for flag, count in (("-MF", 2), ("-MT", 2), ("-MD", 1)):
+        if flag in words:
+            del words[words.index(flag):words.index(flag) + count]
+    words.insert(words.index("-c"), f"-I{include}")
+    # The copy of a header is found before the original.
+    words = [w for w in words if w != "ccache"]
+    first = next(i for i, w in enumerate(words) if w.startswith("-I"))
+    words.insert(first, f"-I{include}")
+    subprocess.run(words, cwd=row["directory"], check=True)
+
+
+def main():
+    checkout, build = (pathlib.Path(p).resolve() for p in sys.argv[1:3])
+    commands = compile_commands(build)
+    kernels = [pathlib.Path(f) for f in commands if f.startswith(f"{checkout}/kernels/")]
+    test_objects = [str(build / "tests/kernels/CMakeFiles/kernels_test.dir" / f"{pathlib.Path(f).name}.o")
+                    for f in commands if f.startswith(f"{checkout}/tests/kernels/")]
+    survivors = []
+    for file, old, new in MUTATIONS:
+        text = (checkout / file).read_text()
+        if text.count(old) != 1:
+            sys.exit(f"{file}: '{old}' occurs {text.count(old)} times, expected once; change the mutation")
+        with tempfile.TemporaryDirectory() as folder:
+            copy = pathlib.Path(folder) / file
+            copy.parent.mkdir(parents=True)
+            copy.write_text(text.replace(old, new))
+            objects = []
+            for source in kernels:
+                if source == checkout / file or (file.endswith(".h") and file in source.read_text()):
+                    objects.append(pathlib.Path(folder) / f"{source.name}.o")
+                    compile_copy(commands[str(source)], copy if source == checkout / file else source, folder,
+                                 objects[-1])
+            program = pathlib.Path(folder) / "mutant"
+            subprocess.run(["c++", "-o", program, *test_objects, *objects, build / "kernels/libnibble_kernels.a",
+                            "-lgmock_main", "-lgmock", "-lgtest", "-lpthread"], check=True)
+            result = subprocess.run([program, "--gtest_brief=1", "--gtest_fail_fast", "--gtest_filter=-*Nightly*"],
+                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+            print(f"{'noticed ' if result.returncode else 'SURVIVED'} {file}: {old} -> {new}", flush=True)
+            if result.returncode == 0:
+                survivors.append(file)
+    sys.exit(1 if survivors else 0)
+
+
+main()
