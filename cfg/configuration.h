@@ -71,10 +71,10 @@ struct TrainConfiguration {
 };
 
 struct QuantConfiguration {
-  int bits = 0;                     ///< 16, 8, 4, 2; 0: not given
-  int activation_bits = 0;          ///< 16, 8, 4, 2; 0: as bits
-  std::string from;                 ///< FP32 checkpoint from which trained quantization starts; empty: none
-  std::string observer = "minmax";  ///< minmax, histogram, percentile, mse
+  int bits = 0;                   ///< 16, 8, 4, 2; 0: not given
+  int activation_bits = 0;        ///< 16, 8, 4, 2; 0: as bits
+  std::string from;               ///< FP32 checkpoint from which trained quantization starts; empty: none
+  std::string observer = "auto";  ///< minmax, histogram, percentile, mse; auto: what suits the width
   int calibration_images = 1000;
   std::string method = "nearest";  ///< the methods are listed in quant/
   std::uint64_t seed = 1;

@@ -203,7 +203,7 @@ Quality measure_quality(const FloatParameters& parameters, const QuantizedNetwor
   const auto decibels = [&](std::size_t index) {
     return error[index] > 0 ? 10 * std::log10(power[index] / error[index]) : HUGE_VAL;
   };
-  Quality quality{{}, static_cast<double>(agreeing) / static_cast<double>(images)};
+  Quality quality{{}, static_cast<double>(agreeing) / static_cast<double>(images), images};
   const QuantizedParameters& result = quantized.parameters;
   for (const int convolution : order) {
     const auto index = static_cast<std::size_t>(convolution);

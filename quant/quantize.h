@@ -32,6 +32,7 @@ struct LayerQuality {
 struct Quality {
   std::vector<LayerQuality> layers;  ///< convolutions in the order of execution, then the logits
   double agreement;                  ///< fraction of the images that get the FP32 network's class
+  std::int64_t images;
 };
 
 /// Compares a quantized network with the FP32 network it came from, layer by layer.

@@ -1,0 +1,207 @@
+#include "quant/program.h"
+
+#include <fmt/format.h>
+
+#include <filesystem>
+
+#include "cfg/configuration.h"
+#include "graph/data/cifar10.h"
+#include "graph/data/download.h"
+#include "graph/data/sha256.h"
+#include "graph/network/checkpoint_path.h"
+#include "graph/network/error.h"
+#include "graph/network/instruction_set.h"
+#include "graph/network/integer_network.h"
+#include "graph/network/signature.h"
+#include "graph/onednn/int8_unfused_network.h"
+#include "quant/calibration.h"
+#include "quant/observer.h"
+#include "quant/quantize.h"
+#include "quant/quantize_unfused.h"
+
+namespace nibble {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int kSignatureImages = 1000;
+constexpr int kQualityImages = 200;
+
+Configuration configuration_of(const QuantOptions& options) {
+  Configuration configuration = load_configuration(options.configuration);
+  QuantConfiguration& quant = configuration.cfg_quant;
+  if (options.bits) quant.bits = *options.bits;
+  if (options.activation_bits) quant.activation_bits = *options.activation_bits;
+  if (options.fuse) quant.fuse = *options.fuse;
+  if (options.pair_safe) quant.pair_safe = true;
+  if (options.observer) quant.observer = *options.observer;
+  if (options.calibration_images) quant.calibration_images = *options.calibration_images;
+  if (options.method) quant.method = *options.method;
+  if (options.checkpoint_path) configuration.cfg.checkpoint_path = *options.checkpoint_path;
+  if (options.seed) quant.seed = *options.seed;
+  return configuration;
+}
+
+QuantizationOptions quantization_of(const QuantConfiguration& quant) {
+  if (quant.bits == 0) {
+    throw InputError("the width is not given; choose --bits 16, 8, 4 or 2");
+  }
+  QuantizationOptions options = default_options(quant.bits, quant.activation_bits);
+  if (quant.observer != "auto") options.observer = quant.observer;
+  options.pair_safe = quant.pair_safe;
+  options.method = quant.method;
+  options.seed = quant.seed;
+  check_options(options);
+  if (!quant.fuse && (options.bits != 8 || options.activation_bits != 8)) {
+    throw InputError(fmt::format(
+        "--no-fuse is for 8-bit weights and activations only, not for {} and {} bits; leave it out",
+        options.bits, options.activation_bits));
+  }
+  if (!quant.fuse && options.pair_safe) {
+    throw InputError("--pair-safe is for fused networks; leave out --no-fuse or --pair-safe");
+  }
+  return options;
+}
+
+/// P_int8, P_int8_unfused, P_int2a8, P_int8_pair_safe ...
+fs::path output_file(const std::string& checkpoint_path, const QuantizationOptions& options, bool fuse) {
+  std::string name = CheckpointPaths(checkpoint_path).last.replace_extension().string();
+  name += fmt::format("_int{}", options.bits);
+  if (options.activation_bits != options.bits) name += fmt::format("a{}", options.activation_bits);
+  if (!fuse) name += "_unfused";
+  if (options.pair_safe) name += "_pair_safe";
+  return name + ".safetensors";
+}
+
+/// Records that the source's training held out: they are not calibrated on either.
+int held_out(const TensorFile& source) {
+  const auto entry = source.metadata.find("validation");
+  if (entry == source.metadata.end()) return 0;
+  try {
+    return std::stoi(entry->second);
+  } catch (const std::exception&) {
+    throw InputError(source.file.string() + ": the metadata entry 'validation' is '" + entry->second +
+                     "', expected a number");
+  }
+}
+
+struct CalibrationImages {
+  std::vector<std::uint8_t> pixels;
+  std::map<std::string, std::string> provenance;
+};
+
+CalibrationImages calibration_images(const Configuration& configuration, int validation) {
+  const QuantConfiguration& quant = configuration.cfg_quant;
+  DownloadOptions download;
+  download.url = configuration.cfg_CIFAR.url;
+  const fs::path folder =
+      prepare_cifar10(configuration.cfg_CIFAR.root, configuration.cfg_CIFAR.download, download);
+  const Dataset training = read_cifar10(folder, Split::train, validation);
+  const std::vector<std::uint32_t> indices =
+      calibration_indices(training.count(), quant.calibration_images, quant.seed);
+  CalibrationImages images;
+  for (const std::uint32_t index : indices) {
+    const auto image = training.image(index);
+    images.pixels.insert(images.pixels.end(), image.begin(), image.end());
+  }
+  images.provenance = {{"calibration_seed", std::to_string(quant.seed)},
+                       {"calibration_count", std::to_string(indices.size())},
+                       {"calibration_sha256", index_list_sha256(indices)}};
+  return images;
+}
+
+void print_quality(const Quality& quality) {
+  fmt::print("{:<20} {:>7} {:>11} {:>9}\n", "layer", "weights", "activations", "SQNR");
+  for (const LayerQuality& layer : quality.layers) {
+    const std::string output =
+        layer.name == "linear" ? "float" : fmt::format("{} bits", layer.activation_bits);
+    fmt::print("{:<20} {:>2} bits {:>11} {:>6.1f} dB\n", layer.name, layer.weight_bits, output, layer.sqnr);
+  }
+  fmt::print("agreement with FP32 on {} calibration images: {:.2f} %\n", quality.images,
+             100 * quality.agreement);
+}
+
+void print_file(const fs::path& file, const std::string& signature) {
+  fmt::print("file: {}\nsize: {:.3f} MB\nsignature on generated images: {}\n", file.string(),
+             static_cast<double>(fs::file_size(file)) / 1e6, signature);
+}
+
+}  // namespace
+
+void add_quant_options(CLI::App& app, QuantOptions& options) {
+  std::string observer_names;
+  for (const Observer& observer : observers()) observer_names += std::string(", ") + observer.name;
+  std::string method_names;
+  for (const Method& method : methods())
+    method_names += std::string(method_names.empty() ? "" : ", ") + method.name;
+  options.configuration = default_configuration_file;
+  app.add_option("--cfg", options.configuration,
+                 "Configuration; looked for in cfg/ too (default: 64_200.json)");
+  app.add_option("--bits", options.bits, "Width of the convolutions' weights: 16, 8, 4 or 2");
+  app.add_option("--activation-bits", options.activation_bits,
+                 "Width of the convolutions' inputs (default: as --bits)");
+  app.add_flag(
+      "--fuse,!--no-fuse", options.fuse,
+      "Convolution, bias, residual and ReLU as one operation (default), or each apart (8 bits only)");
+  app.add_flag("--pair-safe", options.pair_safe,
+               "8 bits: make the sum of each pair of products fit 16 bits, for CPUs without VNNI");
+  app.add_option("--observer", options.observer,
+                 "How calibration finds the activations' scales: auto" + observer_names);
+  app.add_option("--calibration-images", options.calibration_images,
+                 "Training images that calibration looks at (default: 1000)");
+  app.add_option("--method", options.method, "How weights are rounded: " + method_names);
+  app.add_option("--checkpoint-path", options.checkpoint_path,
+                 "Instead of cfg.checkpoint_path: P for P.safetensors, or any FP32 checkpoint file");
+  app.add_option("-o,--output", options.output, "The file to write (default: P_int8.safetensors and so on)");
+  app.add_option("--seed", options.seed, "Chooses the calibration images (default: 1)");
+}
+
+int quant_program(const QuantOptions& options) {
+  const Configuration configuration = configuration_of(options);
+  const QuantizationOptions quantization = quantization_of(configuration.cfg_quant);
+  const bool fuse = configuration.cfg_quant.fuse;
+
+  const ChosenCheckpoint chosen = choose_checkpoint(configuration.cfg.checkpoint_path);
+  if (!chosen.ignored_best.empty()) {
+    fmt::print(stderr, "quant: {} is of an older training and is ignored\n", chosen.ignored_best.string());
+  }
+  const TensorFile source = read_tensor_file(chosen.file);
+  const NetworkDescription network = stored_network(source);
+  const FloatParameters parameters = stored_parameters(network, source);
+  const fs::path output = options.output ? fs::path(*options.output)
+                                         : output_file(configuration.cfg.checkpoint_path, quantization, fuse);
+  std::error_code ignored;
+  if (fs::equivalent(output, chosen.file, ignored)) {
+    throw InputError(output.string() + " is the FP32 checkpoint itself; name another file with -o");
+  }
+
+  fmt::print(stderr, "quant: calibrating on {} training images for {}\n",
+             configuration.cfg_quant.calibration_images, chosen.file.string());
+  CalibrationImages images = calibration_images(configuration, held_out(source));
+  images.provenance["source"] = chosen.file.filename().string();
+  images.provenance["source_sha256"] = sha256_of_file(chosen.file);
+  const Dataset generated = generated_images(kSignatureImages);
+  std::vector<float> logits(static_cast<std::size_t>(kSignatureImages * network.classes));
+
+  if (!fuse) {
+    UnfusedNetwork unfused = quantize_unfused(network, parameters, images.pixels, quantization);
+    unfused.parameters.provenance.merge(images.provenance);
+    write_unfused(output, unfused);
+    Int8UnfusedNetwork(read_unfused(output), kSignatureImages)
+        .run(generated.pixels, kSignatureImages, logits);
+    print_file(output, signature(logits));
+    return 0;
+  }
+  QuantizedNetwork quantized = quantize(network, parameters, images.pixels, quantization);
+  quantized.parameters.provenance.merge(images.provenance);
+  write_quantized(output, quantized);
+  fmt::print(stderr, "quant: comparing with the FP32 network\n");
+  const std::size_t quality_bytes = std::min(images.pixels.size(), kQualityImages * cifar10_image_bytes);
+  print_quality(measure_quality(parameters, quantized, std::span(images.pixels).first(quality_bytes)));
+  IntegerNetwork(read_quantized(output), effective_instruction_set())
+      .run(generated.pixels.data(), kSignatureImages, logits.data());
+  print_file(output, signature(logits));
+  return 0;
+}
+
+}  // namespace nibble
