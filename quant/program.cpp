@@ -32,7 +32,7 @@ Configuration configuration_of(const QuantOptions& options) {
   QuantConfiguration& quant = configuration.cfg_quant;
   if (options.bits) quant.bits = *options.bits;
   if (options.activation_bits) quant.activation_bits = *options.activation_bits;
-  if (options.fuse) quant.fuse = *options.fuse;
+  if (options.fuse || options.no_fuse) quant.fuse = options.fuse;
   if (options.pair_safe) quant.pair_safe = true;
   if (options.observer) quant.observer = *options.observer;
   if (options.calibration_images) quant.calibration_images = *options.calibration_images;
@@ -140,9 +140,9 @@ void add_quant_options(CLI::App& app, QuantOptions& options) {
   app.add_option("--bits", options.bits, "Width of the convolutions' weights: 16, 8, 4 or 2");
   app.add_option("--activation-bits", options.activation_bits,
                  "Width of the convolutions' inputs (default: as --bits)");
-  app.add_flag(
-      "--fuse,!--no-fuse", options.fuse,
-      "Convolution, bias, residual and ReLU as one operation (default), or each apart (8 bits only)");
+  CLI::Option* fuse =
+      app.add_flag("--fuse", options.fuse, "Convolution, bias, residual and ReLU as one operation (default)");
+  app.add_flag("--no-fuse", options.no_fuse, "Each operation apart (8 bits only)")->excludes(fuse);
   app.add_flag("--pair-safe", options.pair_safe,
                "8 bits: make the sum of each pair of products fit 16 bits, for CPUs without VNNI");
   app.add_option("--observer", options.observer,

@@ -12,7 +12,8 @@ struct QuantOptions {
   std::string configuration;
   std::optional<int> bits;
   std::optional<int> activation_bits;
-  std::optional<bool> fuse;
+  bool fuse = false;
+  bool no_fuse = false;
   bool pair_safe = false;
   std::optional<std::string> observer;
   std::optional<int> calibration_images;
