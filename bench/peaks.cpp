@@ -100,6 +100,27 @@ const PeakProbe* find_probe(const std::string& name) {
   return nullptr;
 }
 
+std::string probe_name(InstructionSet instruction_set, int weight_bits, int activation_bits) {
+  const int widest = std::max(weight_bits, activation_bits);
+  switch (instruction_set) {
+    case InstructionSet::reference:
+      return "";
+    case InstructionSet::avx2:
+      break;
+    case InstructionSet::avx512_vnni:
+      if (widest <= 8) return "int8_avx512_vnni";
+      break;
+    case InstructionSet::avx512_vbmi:
+      if (widest == 2) return "int2_avx512_vbmi";
+      if (widest <= 8) return "int8_avx512_vnni";
+      break;
+  }
+  // Where one side has at most 4 bits, sums of products stay in 16 bits for a while.
+  if (widest == 16) return "int16_avx2";
+  if (widest == 2) return "int2_avx2";
+  return std::min(weight_bits, activation_bits) <= 4 ? "int4_avx2" : "int8_avx2";
+}
+
 MeasuredPeak measure_peak(const PeakProbe& probe, double seconds) {
   // About 40 microseconds each: short enough to fall between two disturbances, and to share one clock rate.
   constexpr std::int64_t kAdditions = 16 * 8192;

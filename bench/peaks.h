@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cpu.h"
+
 namespace nibble {
 
 /// The instructions that multiply in a kernel, alone and in registers: nothing multiplies faster on this CPU
@@ -24,6 +26,9 @@ std::vector<const PeakProbe*> available_probes();
 
 /// nullptr when there is no such probe or the CPU lacks its instructions.
 const PeakProbe* find_probe(const std::string& name);
+
+/// The probe of the instructions that kernels for these widths multiply with; "" for the scalar reference.
+std::string probe_name(InstructionSet instruction_set, int weight_bits, int activation_bits);
 
 struct MeasuredPeak {
   double macs_per_second;  ///< of one thread

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <iostream>
+#include <nlohmann/json.hpp>
 #include <span>
 
 #include "graph/network/error.h"

@@ -1,3 +1,5 @@
+#include <nlohmann/json.hpp>
+
 #include "bench/report.h"
 
 namespace nibble {

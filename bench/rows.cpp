@@ -19,7 +19,6 @@ namespace fs = std::filesystem;
 constexpr const char* kExtension = ".safetensors";
 constexpr const char* kFloatFormat = "nibble-float-1";
 constexpr const char* kIntegerFormat = "nibble-integer-1";
-constexpr const char* kUnfusedFormat = "nibble-int8-unfused-1";
 
 /// A checkpoint and how it came to its name: base "64_200", suffix "_int2", remainder "a8_trained".
 struct Candidate {
@@ -193,7 +192,6 @@ const std::vector<RowKind>& row_kinds() {
       {"FP32", "", "train", kFloatFormat, 32, Runner::fp32},
       {"BF16", "", "train", kFloatFormat, 16, Runner::bf16},
       {"int16", "_int16", "quant --bits 16", kIntegerFormat, 16, Runner::integer},
-      {"int8 unfused", "_int8_unfused", "quant --bits 8 --no-fuse", kUnfusedFormat, 8, Runner::int8_unfused},
       {"int8 fused", "_int8", "quant --bits 8 --fuse", kIntegerFormat, 8, Runner::int8_fused},
       {"int8 fused", "_int8", "quant --bits 8 --fuse", kIntegerFormat, 8, Runner::int8_saturating},
       {"int8", "_int8", "quant --bits 8 --fuse", kIntegerFormat, 8, Runner::integer},

@@ -1,0 +1,213 @@
+#include "bench/bench.h"
+
+#include <fmt/format.h>
+#include <omp.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <iostream>
+#include <optional>
+
+#include "bench/comparison.h"
+#include "bench/measurement.h"
+#include "bench/peers.h"
+#include "bench/rows.h"
+#include "bench/sweep.h"
+#include "cfg/configuration.h"
+#include "graph/data/cifar10.h"
+#include "graph/data/download.h"
+#include "graph/network/error.h"
+
+namespace nibble {
+namespace {
+
+/// As many as the published test set has.
+constexpr int kGeneratedImages = 10000;
+
+/// The test images; generated ones where there is no data set and none can be fetched. A folder that is there
+/// but wrong is an error.
+Dataset images_to_measure(const Configuration& configuration, int limit) {
+  Dataset images;
+  const std::filesystem::path root = cifar10_root(configuration.cfg_CIFAR.root);
+  std::optional<std::filesystem::path> folder = find_data_files(root);
+  if (!folder) {
+    try {
+      DownloadOptions download;
+      download.url = configuration.cfg_CIFAR.url;
+      folder = prepare_cifar10(configuration.cfg_CIFAR.root, configuration.cfg_CIFAR.download, download);
+    } catch (const std::runtime_error& error) {
+      std::cerr << "bench: " << error.what() << "\n"
+                << "bench: without the data set speed, size and agreement are measured on generated images, "
+                   "accuracy is n/a"
+                << std::endl;
+    }
+  }
+  images = folder ? read_cifar10(*folder, Split::test) : generated_images(kGeneratedImages);
+  if (limit > 0 && limit < images.count()) {
+    images.pixels.resize(static_cast<std::size_t>(limit) * cifar10_image_bytes);
+    if (!images.labels.empty()) images.labels.resize(static_cast<std::size_t>(limit));
+  }
+  return images;
+}
+
+std::vector<RowRequest> requests_for(const Configuration& configuration, const BenchOptions& options) {
+  RowSelection selection = select_rows(configuration.cfg.checkpoint_path, options.models);
+  if (!options.worker) {
+    for (const std::string& remark : selection.remarks) std::cerr << "bench: " << remark << "\n";
+  }
+  std::erase_if(selection.rows, [](const RowRequest& row) { return !exists_here(row); });
+  return selection.rows;
+}
+
+/// The command line of a child that measures the same.
+std::vector<std::string> arguments_for_children(const BenchOptions& options, int batch) {
+  std::vector<std::string> arguments = {"--batch",   std::to_string(batch),
+                                        "--images",  std::to_string(options.images),
+                                        "--threads", std::to_string(omp_get_max_threads())};
+  if (!options.configuration.empty()) arguments.insert(arguments.end(), {"--cfg", options.configuration});
+  if (options.profile) arguments.emplace_back("--profile");
+  for (const std::string& model : options.models) arguments.insert(arguments.end(), {"--models", model});
+  return arguments;
+}
+
+/// The peers' rows stand after the float rows, as in the table of the system that this one replaces.
+void insert_peers(Report& report, const std::vector<ReportRow>& peers) {
+  const auto place = std::find_if(report.rows.begin(), report.rows.end(), [](const ReportRow& row) {
+    return row.name != "FP32" && row.name != "BF16";
+  });
+  report.rows.insert(place, peers.begin(), peers.end());
+}
+
+/// Before minutes of measuring, not after them.
+void check_output(const std::string& output) {
+  if (output.empty()) return;
+  namespace fs = std::filesystem;
+  const fs::path path(output);
+  const fs::path folder = path.has_parent_path() ? path.parent_path() : fs::path(".");
+  std::error_code error;
+  fs::create_directories(folder, error);
+  if (fs::is_directory(path) || !fs::is_directory(folder) || access(folder.c_str(), W_OK) != 0) {
+    throw InputError("the report cannot be written to " + output +
+                     "; give --output a file in a folder that is "
+                     "writable");
+  }
+}
+
+/// The exit code; the lines go to standard error, where they do not mix with the report.
+int emit_comparison(const Comparison& comparison) {
+  for (const std::string& line : comparison.lines) std::cerr << "bench: " << line << "\n";
+  return comparison.failed ? 1 : 0;
+}
+
+/// Opens and classifies the files of an earlier report and compares; nothing is timed.
+int run_verification(const BenchOptions& options, const Configuration& configuration,
+                     MeasurementOptions measurement_options) {
+  const Report base = read_report(options.verify);
+  std::vector<std::string> files;
+  for (const ReportRow& row : base.rows) {
+    if (!row.file.empty() && std::find(files.begin(), files.end(), row.file) == files.end()) {
+      files.push_back(row.file);
+    }
+  }
+  if (files.empty()) throw InputError(options.verify + " has no row with a file; there is nothing to verify");
+  RowSelection selection = select_rows(configuration.cfg.checkpoint_path, files);
+  std::erase_if(selection.rows, [](const RowRequest& row) { return !exists_here(row); });
+  measurement_options.first_logit = false;
+  measurement_options.profile = false;
+  Measurement measurement(selection.rows,
+                          images_to_measure(configuration, base.context.dataset.images.value_or(0)),
+                          measurement_options);
+  const Comparison comparison = verify(base, measurement.finish());
+  for (const std::string& line : comparison.lines) std::cout << line << "\n";
+  return comparison.failed ? 1 : 0;
+}
+
+Report measure(const std::vector<RowRequest>& requests, Dataset images, const MeasurementOptions& options,
+               int runs) {
+  Measurement measurement(requests, std::move(images), options);
+  for (int run = 0; run < runs; ++run) {
+    std::cerr << fmt::format("\rbench: round {} of {} ", run + 1, runs) << std::flush;
+    measurement.round();
+  }
+  std::cerr << std::endl;
+  return measurement.finish();
+}
+
+}  // namespace
+
+void add_bench_options(CLI::App& app, BenchOptions& options) {
+  app.add_option("--report", options.report, "Form of the report: md, json, html or csv")
+      ->check(CLI::IsMember(report_formats()))
+      ->capture_default_str();
+  app.add_option("--cfg", options.configuration,
+                 "Configuration: names the checkpoints, the data and the batch");
+  app.add_option("-o,--output", options.output, "Write the report to this file instead of standard output");
+  app.add_option("--models", options.models,
+                 "Only these rows: names in the table (int4), files in chkp/ (64_200_int4) or paths")
+      ->delimiter(',');
+  app.add_option(
+         "--batch", options.batch,
+         "Images at a time (default: the configuration's cfg_dataloader_test.batch_size); 1 also gives "
+         "the latency of an image")
+      ->check(CLI::Range(1, 10000));
+  app.add_option("--runs", options.runs, "Repetitions; the rows take turns")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  app.add_option("--images", options.images, "Only the first N test images (default: all)")
+      ->check(CLI::Range(0, 10000));
+  app.add_flag("--profile", options.profile, "Time, GMAC/s and share of each layer");
+  app.add_flag("--isa-sweep", options.isa_sweep, "Each instruction set of this CPU, in a process of its own");
+  app.add_option("--peers", options.peers, "Rows of other engines (default: bench/peers.json)");
+  CLI::Option* compare =
+      app.add_option("--compare", options.compare, "Compare the speed with that of an earlier JSON report");
+  app.add_option("--fail-above", options.fail_above,
+                 "With --compare: exit code 1 when a row is slower by more than this, for example 3%")
+      ->needs(compare);
+  app.add_option(
+      "--verify", options.verify,
+      "Check that this machine gives the accuracy, sizes and signatures of an earlier JSON report");
+  app.add_flag("--worker", options.worker)->group("");
+  app.add_option("--first-logit", options.first_logit)->group("");
+}
+
+int run_bench(const BenchOptions& options) {
+  if (!options.first_logit.empty()) return print_first_logit_time(options.first_logit);
+
+  const Configuration configuration = load_configuration(
+      options.configuration.empty() ? default_configuration_file : options.configuration.c_str());
+  MeasurementOptions measurement_options;
+  measurement_options.batch =
+      options.batch > 0 ? options.batch : configuration.cfg_dataloader_test.batch_size;
+  measurement_options.num_workers = configuration.cfg_dataloader_test.num_workers;
+  measurement_options.profile = options.profile;
+  if (!options.verify.empty()) return run_verification(options, configuration, measurement_options);
+
+  check_output(options.output);
+  const double fail_above = options.fail_above.empty() ? HUGE_VAL : parse_fraction(options.fail_above);
+  std::optional<Report> base;
+  if (!options.compare.empty()) base = read_report(options.compare);
+  const std::vector<RowRequest> requests = requests_for(configuration, options);
+  std::vector<ReportRow> peers;
+  if (!options.worker && options.models.empty()) {
+    peers =
+        peer_rows(options.peers.empty() ? std::nullopt : std::optional<std::filesystem::path>(options.peers));
+  }
+
+  Report report;
+  if (options.isa_sweep) {
+    report = sweep(sweep_steps(), arguments_for_children(options, measurement_options.batch), options.runs);
+  } else {
+    Dataset images = images_to_measure(configuration, options.images);
+    if (options.worker) {
+      Measurement measurement(requests, std::move(images), measurement_options);
+      return work_for_sweep(measurement);
+    }
+    report = measure(requests, std::move(images), measurement_options, options.runs);
+  }
+  insert_peers(report, peers);
+  emit_report(format_report(report, options.report), options.output);
+  return base ? emit_comparison(compare_speed(*base, report, fail_above)) : 0;
+}
+
+}  // namespace nibble
