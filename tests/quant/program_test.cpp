@@ -1,0 +1,151 @@
+// The program itself: exit codes, one sentence for each bad input, file names.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <array>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <limits>
+#include <sstream>
+
+#include "graph/data/cifar10.h"
+#include "graph/network/float_parameters.h"
+#include "graph/network/quantized_parameters.h"
+#include "graph/network/signature.h"
+#include "graph/onednn/int8_unfused_parameters.h"
+#include "quant/simulation.h"
+#include "tests/graph/onednn/cases.h"
+#include "tests/temporary_folder.h"
+
+namespace nibble {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::AllOf;
+using testing::HasSubstr;
+
+class QuantProgram : public testing::Test {
+ protected:
+  QuantProgram() { write_checkpoint(parameters_); }
+
+  void write_checkpoint(const FloatParameters& parameters,
+                        const std::map<std::string, std::string>& metadata = {}) const {
+    TensorFile file;
+    file.metadata = metadata;
+    store_parameters(network_, parameters, file);
+    write_tensor_file(folder_ / "p.safetensors", file);
+  }
+
+  /// Runs `quant` on the checkpoint; `environment` is put before the command.
+  int run(const std::string& options, const std::string& environment = "") {
+    std::ofstream(folder_ / "cfg.json") << "{\"cfg\": {\"checkpoint_path\": \"" << (folder_ / "p").string()
+                                        << "\"}, \"cfg_CIFAR\": {\"root\": \""
+                                        << (folder_ / "nothing").string() << "\", \"download\": false}}";
+    const std::string command = environment + " " QUANT_PROGRAM " --cfg " + (folder_ / "cfg.json").string() +
+                                " " + options + " > " + (folder_ / "out").string() + " 2> " +
+                                (folder_ / "err").string();
+    const int status = std::system(command.c_str());
+    output = text_of("out");
+    message = text_of("err");
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  }
+
+  std::string text_of(const std::string& name) const {
+    std::ostringstream text;
+    text << std::ifstream(folder_ / name).rdbuf();
+    return text.str();
+  }
+
+  /// One line on stderr that begins with the program's name, nothing on stdout.
+  void expect_refusal(const std::string& options, const std::string& sentence,
+                      const std::string& environment = "") {
+    EXPECT_EQ(run(options, environment), 2) << options;
+    EXPECT_EQ(output, "");
+    EXPECT_THAT(message, HasSubstr(sentence)) << options;
+    const std::string last_line = message.substr(message.rfind("quant: "));
+    EXPECT_EQ(std::count(last_line.begin(), last_line.end(), '\n'), 1) << message;
+  }
+
+  const TemporaryFolder folder_;
+  const NetworkDescription network_ = describe_network("he", 20, "A");
+  FloatParameters parameters_ = cases::random_parameters(network_, 1);
+  std::string output;
+  std::string message;
+};
+
+TEST_F(QuantProgram, RefusesOptionsThatMakeNoSense) {
+  expect_refusal("", "quant: the width is not given; choose --bits 16, 8, 4 or 2");
+  expect_refusal("--bits 5", "quant: weights of 5 bits do not exist; choose --bits 16, 8, 4 or 2");
+  expect_refusal("--bits four", "--bits");
+  expect_refusal("--bits 16 --activation-bits 8", "do not go together");
+  expect_refusal(
+      "--bits 4 --no-fuse",
+      "quant: --no-fuse is for 8-bit weights and activations only, not for 4 and 4 bits; leave it out");
+  expect_refusal("--bits 8 --activation-bits 4 --no-fuse", "not for 8 and 4 bits");
+  expect_refusal("--bits 8 --no-fuse --pair-safe", "--pair-safe is for fused networks");
+  expect_refusal("--bits 2 --pair-safe", "--pair-safe is about 8-bit weights");
+  expect_refusal("--bits 8 --observer median", "there is no observer 'median'");
+  expect_refusal("--bits 8 --method magic", "there is no rounding method 'magic'");
+  expect_refusal("--bits 8 --calibration-images 0", "calibration");
+  expect_refusal("--bits 8 --obsever mse", "did you mean --observer?");
+}
+
+TEST_F(QuantProgram, RefusesCheckpointsThatCannotBeQuantized) {
+  expect_refusal("--bits 8 --checkpoint-path " + (folder_ / "other").string(),
+                 "no checkpoint " + (folder_ / "other.safetensors").string());
+  FloatParameters broken = parameters_;
+  broken.convolutions[2].weight[5] = std::numeric_limits<float>::quiet_NaN();
+  write_checkpoint(broken);
+  expect_refusal("--bits 8", "tensor 'blocks.0.conv2.weight' has NaN or infinity at element 5");
+  write_checkpoint(parameters_, {{"validation", "many"}});
+  expect_refusal("--bits 8", "the metadata entry 'validation' is 'many', expected a number",
+                 "CIFAR10_ROOT=" + (folder_ / "nothing").string());
+  std::ofstream(folder_ / "p.safetensors") << "not a checkpoint";
+  expect_refusal("--bits 8", "p.safetensors");
+}
+
+TEST_F(QuantProgram, RefusesToCalibrateWithoutData) {
+  expect_refusal("--bits 8", "CIFAR", "env -u CIFAR10_ROOT");
+  EXPECT_FALSE(fs::exists(folder_ / "p_int8.safetensors"));
+}
+
+TEST_F(QuantProgram, RefusesToOverwriteItsSource) {
+  expect_refusal("--bits 8 -o " + (folder_ / "p.safetensors").string(), "is the FP32 checkpoint itself");
+}
+
+TEST_F(QuantProgram, WritesFilesUnderTheirNamesWithTheSignatureItPrints) {
+  if (std::getenv("CIFAR10_ROOT") == nullptr) {
+    std::puts("CIFAR10_ROOT is not set: calibration on CIFAR-10 was not tried");
+    return;
+  }
+  // A training that held records out: they are not calibrated on.
+  write_checkpoint(parameters_, {{"validation", "10000"}});
+  EXPECT_EQ(run("--bits 4 --calibration-images 40001"), 2);
+  EXPECT_THAT(message, HasSubstr("there are 40000 training images"));
+  write_checkpoint(parameters_);
+  ASSERT_EQ(run("--bits 4 --activation-bits 8 --calibration-images 10 --seed 7"), 0) << message;
+  const fs::path file = folder_ / "p_int4a8.safetensors";
+  const QuantizedNetwork quantized = read_quantized(file);
+  EXPECT_EQ(quantized.parameters.provenance.at("calibration_seed"), "7");
+  EXPECT_EQ(quantized.parameters.provenance.at("calibration_count"), "10");
+  EXPECT_EQ(quantized.parameters.provenance.at("calibration_sha256").size(), 64U);
+  EXPECT_EQ(quantized.parameters.provenance.at("source"), "p.safetensors");
+  EXPECT_EQ(quantized.parameters.provenance.at("source_sha256").size(), 64U);
+  const std::string expected =
+      signature(Simulation(network_).run(quantized.parameters, generated_images(1000).pixels));
+  EXPECT_THAT(output, AllOf(HasSubstr("file: " + file.string() + "\n"),
+                            HasSubstr("signature on generated images: " + expected + "\n"),
+                            HasSubstr("agreement with FP32 on 10 calibration images: ")));
+
+  ASSERT_EQ(run("--bits 8 --no-fuse --calibration-images 10"), 0) << message;
+  EXPECT_EQ(read_unfused(folder_ / "p_int8_unfused.safetensors").network, network_);
+  EXPECT_THROW(read_quantized(folder_ / "p_int8_unfused.safetensors"), std::runtime_error);
+  ASSERT_EQ(run("--bits 8 --pair-safe --calibration-images 10"), 0) << message;
+  EXPECT_TRUE(fs::exists(folder_ / "p_int8_pair_safe.safetensors"));
+}
+
+}  // namespace
+}  // namespace nibble
