@@ -174,6 +174,18 @@ TEST_F(Download, FetchesUnpacksAndTidiesUp) {
   EXPECT_EQ(read_cifar10(root_ / "cifar-10-batches-bin", Split::train, 0, small_.published).count(), 35);
 }
 
+TEST_F(Download, ShowsHowFarItIs) {
+  options_.show_progress = true;
+  write_part(archive_.substr(0, archive_.size() / 2));
+  testing::internal::CaptureStderr();
+  fetch("/plain/good.tar.gz");
+  const std::string shown = testing::internal::GetCapturedStderr();
+  // The whole size, although only its second half was sent: 0.1 of 0.1 MB.
+  char whole[32];
+  std::snprintf(whole, sizeof whole, "%.1f", static_cast<double>(archive_.size()) * 1e-6);
+  EXPECT_THAT(shown, testing::EndsWith("fetching " + options_.url + ": " + whole + " of " + whole + " MB\n"));
+}
+
 TEST_F(Download, FollowsARedirection) {
   fetch("/redirect/good.tar.gz");
   expect_complete();
