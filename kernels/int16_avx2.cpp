@@ -90,10 +90,17 @@ struct WideSums {
   }
 };
 
+/// The compiler would rather add in another order, for which there are not enough registers.
+inline __m256i in_this_order(__m256i value) {
+  asm("" : "+x"(value));
+  return value;
+}
+
 template <int Length>
 WideSums accumulate(const ConvolutionCall& call, const std::uint8_t* input, const std::int32_t* first_run,
                     const Program& program) {
-  WideSums sums = {};
+  __m256i low[kPair][kParts] = {};
+  __m256i high[kPair][kParts] = {};
   for (const Tap& tap : call.taps) {
     const std::uint8_t* at_tap = input + tap.offset;
     const std::int32_t last = first_run[tap.index + 1];
@@ -110,16 +117,23 @@ WideSums accumulate(const ConvolutionCall& call, const std::uint8_t* input, cons
                                                 static_cast<std::size_t>(o) * kPair * sizeof(std::int16_t));
           const __m256i p0 = _mm256_madd_epi16(a0, weight);
           const __m256i p1 = _mm256_madd_epi16(a1, weight);
-          products[o][0] = s == 0 ? p0 : _mm256_add_epi32(products[o][0], p0);
-          products[o][1] = s == 0 ? p1 : _mm256_add_epi32(products[o][1], p1);
+          products[o][0] = in_this_order(s == 0 ? p0 : _mm256_add_epi32(products[o][0], p0));
+          products[o][1] = in_this_order(s == 0 ? p1 : _mm256_add_epi32(products[o][1], p1));
         }
       }
       for (int o = 0; o < kPair; ++o) {
         for (int part = 0; part < kParts; ++part) {
-          sums.low[o][part] = _mm256_add_epi32(sums.low[o][part], products[o][part]);
-          sums.high[o][part] = _mm256_add_epi32(sums.high[o][part], _mm256_srai_epi32(products[o][part], 16));
+          low[o][part] = _mm256_add_epi32(low[o][part], products[o][part]);
+          high[o][part] = _mm256_add_epi32(high[o][part], _mm256_srai_epi32(products[o][part], 16));
         }
       }
+    }
+  }
+  WideSums sums;
+  for (int o = 0; o < kPair; ++o) {
+    for (int part = 0; part < kParts; ++part) {
+      sums.low[o][part] = low[o][part];
+      sums.high[o][part] = high[o][part];
     }
   }
   return sums;

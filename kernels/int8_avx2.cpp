@@ -20,6 +20,7 @@
 #include <array>
 #include <cstring>
 
+#include "kernels/blocks_avx2.h"
 #include "kernels/kernels.h"
 #include "kernels/output_avx2.h"
 #include "kernels/run_packing.h"
