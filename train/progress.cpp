@@ -27,19 +27,18 @@ std::string clock_time(double seconds) {
 }
 
 std::string progress_line(const ProgressState& state, int width) {
-  const std::string head = fmt::format("epoch {}/{} ", state.epoch, state.epochs);
-  const std::string tail =
-      fmt::format(" {}/{}  loss {:.4f}  top-1 {:.2f} %  lr {:.3g}  {:.0f} images/s  {} left", state.step,
-                  state.steps, state.loss, 100 * state.accuracy, state.learning_rate, state.images_per_second,
-                  clock_time(state.seconds_left));
-  const int room = width - static_cast<int>(head.size() + tail.size()) - 2;
+  const std::string head = fmt::format("epoch {}/{}", state.epoch, state.epochs);
+  const std::string tail = fmt::format(
+      " {}/{} loss {:.4f} {:.2f} % lr {:.3g} {:.0f} images/s {} left", state.step, state.steps, state.loss,
+      100 * state.accuracy, state.learning_rate, state.images_per_second, clock_time(state.seconds_left));
+  const int room = width - static_cast<int>(head.size() + tail.size()) - 3;
   std::string bar;
   if (room >= 8) {
     const int length = std::min(room, 30);
     const double done =
         state.steps > 0 ? static_cast<double>(state.step) / static_cast<double>(state.steps) : 0;
     const int filled = static_cast<int>(done * length);
-    bar = "[" + std::string(static_cast<std::size_t>(filled), '=') +
+    bar = " [" + std::string(static_cast<std::size_t>(filled), '=') +
           std::string(static_cast<std::size_t>(length - filled), ' ') + "]";
   }
   std::string line = head + bar + tail;

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -57,9 +58,10 @@ class TrainingRun {
         loader_(*data.training, loader_options()),
         schedule_(schedule_of(train_)),
         steps_(loader_.batches_per_epoch()),
-        position_(files.state() ? stored_position(*files.state()) : TrainingPosition{}),
-        log_(paths_.log, position_.epoch, files.state().has_value()) {
+        position_(files.state() ? stored_position(*files.state()) : TrainingPosition{}) {
+    // A state that is refused must leave the log as it is.
     if (files.state()) resume(*files.state());
+    log_.emplace(paths_.log, position_.epoch, files.state().has_value());
     write_header(files.state().has_value());
   }
 
@@ -121,7 +123,7 @@ class TrainingRun {
     line["commit"] = commit;
     line["engine"] = engine_name();
     line["configuration"] = to_json(configuration_);
-    log_.append(line);
+    log_->append(line);
   }
 
   double rate() const { return learning_rate(schedule_, position_.epoch, position_.step, steps_); }
@@ -209,7 +211,7 @@ class TrainingRun {
     line["seconds"] = done.epoch_seconds;
 
     // The log goes first: a line too many is dropped by the next start, a missing one would be lost.
-    log_.append(line);
+    log_->append(line);
     print_epoch(line);
     save(paths_.last);
   }
@@ -290,7 +292,7 @@ class TrainingRun {
   const Schedule schedule_;
   const std::int64_t steps_;  // in an epoch
   TrainingPosition position_;
-  TrainingLog log_;
+  std::optional<TrainingLog> log_;
   ProgressBar bar_;
   Clock::time_point saved_ = Clock::now();
   double seconds_here_ = 0;  // of steps in this process
