@@ -11,11 +11,10 @@
 
 #include "graph/network/error.h"
 #include "graph/network/factors.h"
-#include "graph/network/instruction_set.h"
+#include "graph/onednn/own_convolution.h"
 #include "graph/onednn/primitives.h"
 #include "kernels/features.h"
-#include "kernels/geometry.h"
-#include "kernels/registry.h"
+#include "kernels/requantize.h"
 
 // How a batch runs
 //
@@ -49,9 +48,6 @@ std::size_t index(int value) {
 
 enum class Form { tile, image, all_threads };
 
-/// What a convolution adds before its output, read where the output goes.
-enum class Residual { none, stream, projection };
-
 /// A convolution's primitive for one number of images and threads.
 struct Variant {
   SharedPrimitive primitive;
@@ -64,11 +60,7 @@ struct Layer {
   std::array<Variant, 3> variants;  // by Form; empty where our own kernel runs
   AlignedBuffer<float> scale, offset;
 
-  // Our own kernel on nhwc maps, one lane; nullptr where oneDNN runs.
-  const ConvolutionKernel* kernel = nullptr;
-  PackedConvolution packed;
-  OutputStage stage;
-  ConvolutionGeometry geometry_of_runs{};
+  std::unique_ptr<OwnConvolution> own;  // instead of the variants where oneDNN would saturate
 };
 
 /// Consecutive blocks whose outputs have one resolution.
@@ -76,11 +68,6 @@ struct Stage {
   std::size_t first_block, end_block;
   int tile;
 };
-
-ConvolutionShape kernel_shape(const Convolution& shape) {
-  return {shape.input_channels, shape.output_channels, shape.kernel,     shape.stride,
-          shape.padding,        shape.input_height,    shape.input_width};
-}
 
 /// The first convolution reads an image with its border and has no padding of its own.
 Convolution computed_shape(const NetworkDescription& network, std::size_t number) {
@@ -174,6 +161,7 @@ struct Int8Network::Implementation {
   struct Worker {
     dnnl::stream stream{cpu_engine()};
     AlignedBuffer<std::byte> scratchpad;
+    AlignedBuffer<std::uint8_t> own;        // scratch memory of our own kernels
     AlignedBuffer<std::uint8_t> image;      // a tile's pixels with their border
     AlignedBuffer<std::uint8_t> x, next_x;  // a group's stream before and after a stage
     AlignedBuffer<std::uint8_t> inner;      // a tile's map between a block's convolutions
@@ -185,15 +173,13 @@ struct Int8Network::Implementation {
                   bool is_signed, UnprovedLayers unproved);
   void make_variant(Layer& layer, Form form, int images, int threads, const QuantizedLayer& quantized,
                     const dnnl::primitive_attr& attributes, bool is_signed);
-  void make_own(Layer& layer, const QuantizedLayer& quantized, Residual residual, float ratio,
-                bool is_signed);
 
   void run_group(int thread, const std::uint8_t* pixels, int count, float* logits, bool all_threads);
   void run_first(int thread, Form form, const std::uint8_t* pixels, int images, std::uint8_t* x);
   void run_stage(const Stage& stage, int thread, Form form, int images, const std::uint8_t* from,
                  std::uint8_t* to);
   void convolve(int number, int thread, Form form, int images, const std::uint8_t* x, std::uint8_t* y);
-  void convolve_own(const Layer& layer, int images, const std::uint8_t* x, std::uint8_t* y) const;
+  void convolve_own(const Layer& layer, int thread, int images, const std::uint8_t* x, std::uint8_t* y);
   void pad_shortcut(const Block& block, int thread, int images, const std::uint8_t* x,
                     std::uint8_t* shortcut);
   void classify(int thread, int images, const std::uint8_t* x, float* logits);
@@ -266,15 +252,24 @@ void Int8Network::Implementation::make_layer(std::size_t number, const LayerFact
   const QuantizedLayer& quantized = quantized_.parameters.convolutions[number];
   Layer& layer = layers_.emplace_back();
   layer.shape = computed_shape(quantized_.network, number);
-  const std::size_t padded = (factors.scale.size() + kChannelPadding - 1) / kChannelPadding * kChannelPadding;
-  layer.scale.reset(padded);
-  layer.offset.reset(padded);
+  layer.scale.reset(factors.scale.size());
+  layer.offset.reset(factors.offset.size());
   std::copy(factors.scale.begin(), factors.scale.end(), layer.scale.data());
   std::copy(factors.offset.begin(), factors.offset.end(), layer.offset.data());
 
   const bool right = onednn_has_vnni() || pairs_are_proved(quantized, layer.shape);
   if (!right && unproved == UnprovedLayers::exact) {
-    make_own(layer, quantized, residual, ratio, is_signed);
+    // The image's border is not the copy's to make: the kernel's planes have one.
+    const bool first = number == 0;
+    layer.own = std::make_unique<OwnConvolution>(
+        quantized_.network.convolutions[number], quantized, factors, is_signed, residual, ratio,
+        first ? std::vector<std::uint8_t>(std::begin(kBorderPixel), std::end(kBorderPixel))
+              : std::vector<std::uint8_t>());
+    for (Worker& worker : workers_) {
+      if (worker.own.size() < layer.own->scratch_bytes()) worker.own.reset(layer.own->scratch_bytes());
+    }
+    implementations.push_back(layer.shape.name + " " + layer.own->kernel_name());
+    own_kernels = true;
     return;
   }
   dnnl::primitive_attr attributes = user_scratchpad();
@@ -334,29 +329,6 @@ void Int8Network::Implementation::make_variant(Layer& layer, Form form, int imag
   if (form == Form::tile) implementations.push_back(shape.name + " " + description.impl_info_str());
 }
 
-void Int8Network::Implementation::make_own(Layer& layer, const QuantizedLayer& quantized, Residual residual,
-                                           float ratio, bool is_signed) {
-  const ConvolutionShape shape = kernel_shape(layer.shape);
-  const ConvolutionLayer own{shape, 8, 8, {}, quantized.weights};
-  // One lane in kPlanar8 is nhwc.
-  layer.kernel = &choose_kernel(own, InstructionSet::reference);
-  layer.packed = layer.kernel->pack(own);
-  layer.geometry_of_runs = cut_into_runs(shape, {std::ptrdiff_t{shape.input_width} * shape.input_channels,
-                                                 std::ptrdiff_t{shape.input_channels}});
-  layer.stage.scale = layer.scale.data();
-  layer.stage.offset = layer.offset.data();
-  layer.stage.range = is_signed ? shortcut_range(8) : activation_range(8);
-  layer.stage.format = kPlanar8;
-  layer.stage.padded_channels = static_cast<int>(layer.scale.size());
-  if (residual != Residual::none) {
-    layer.stage.residual_format = kPlanar8;
-    layer.stage.residual_signed = residual == Residual::projection;
-    layer.stage.residual_ratio = ratio;
-  }
-  own_kernels = true;
-  implementations.push_back(layer.shape.name + " " + std::string(layer.kernel->name));
-}
-
 void Int8Network::Implementation::mark(int thread, std::size_t step) {
   if (times == nullptr) return;
   const auto now = Clock::now();
@@ -365,42 +337,23 @@ void Int8Network::Implementation::mark(int thread, std::size_t step) {
   worker.mark = now;
 }
 
-void Int8Network::Implementation::convolve_own(const Layer& layer, int images, const std::uint8_t* x,
-                                               std::uint8_t* y) const {
+void Int8Network::Implementation::convolve_own(const Layer& layer, int thread, int images,
+                                               const std::uint8_t* x, std::uint8_t* y) {
   const Convolution& shape = layer.shape;
-  const std::ptrdiff_t inputs = shape.input_channels;
-  const std::ptrdiff_t outputs = shape.output_channels;
+  const std::size_t row = index(shape.input_width * shape.input_channels);
+  // The first layer's maps have their border around them; the kernel's planes bring their own.
+  const std::size_t inside = &layer == layers_.data() ? row + index(shape.input_channels) : 0;
   for (int image = 0; image < images; ++image) {
-    const std::uint8_t* map = x + index(image) * input_size(shape);
-    std::uint8_t* result = y + index(image) * output_size(shape);
-    for (const PositionRun& run : layer.geometry_of_runs.runs) {
-      const auto place = [&](int width, std::ptrdiff_t channels) {
-        return (std::ptrdiff_t{run.row} * width + run.column) * channels;
-      };
-      const auto step = [&](int width, std::ptrdiff_t channels) {
-        return (std::ptrdiff_t{run.row_step} * width + run.column_step) * channels;
-      };
-      const OutputView output{result + place(shape.output_width(), outputs),
-                              step(shape.output_width(), outputs), 1};
-      layer.kernel->run(layer.packed, layer.stage,
-                        {{map + shape.stride * place(shape.input_width, inputs),
-                          shape.stride * step(shape.input_width, inputs), 1},
-                         layer.geometry_of_runs.tap_lists[run.taps],
-                         run.positions,
-                         0,
-                         shape.output_channels,
-                         output,
-                         {output.data, output.position_stride, output.group_stride},
-                         {}});
-    }
+    layer.own->run(x + index(image) * input_size(shape) + inside, row, y + index(image) * output_size(shape),
+                   workers_[index(thread)].own.data());
   }
 }
 
 void Int8Network::Implementation::convolve(int number, int thread, Form form, int images,
                                            const std::uint8_t* x, std::uint8_t* y) {
   const Layer& layer = layers_[index(number)];
-  if (layer.kernel != nullptr) {
-    convolve_own(layer, images, x, y);
+  if (layer.own != nullptr) {
+    convolve_own(layer, thread, images, x, y);
   } else {
     const Variant& variant = layer.variants[static_cast<std::size_t>(form)];
     const Worker& worker = workers_[index(thread)];
