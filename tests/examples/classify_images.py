@@ -74,8 +74,9 @@ def main():
                 assert len(lines) == 3 and shares == sorted(shares, reverse=True) and sum(shares) <= 100.11, result
                 right += lines[0][0] == CLASSES[label]
             print(f"{network.name}: {right} of {IMAGES} right")
-            # Guessing gets 10; networks in chkp/ are expected to get 85 and more.
-            assert right >= 75, network
+            # Guessing gets 10; networks in chkp/ are expected to get 85 and more. Nearest rounding to 2 bits has
+            # 77.95 % on all test images, and a sample of 100 deviates by 4.1: four deviations below it.
+            assert right >= (61 if "_int2" in network.name else 75), network
 
 
 def write(path, content):
