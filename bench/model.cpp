@@ -9,7 +9,9 @@
 #include "graph/network/integer_network.h"
 #include "graph/network/quantized_parameters.h"
 #include "graph/network/tensor_file.h"
+#include "graph/onednn/float_network.h"
 #include "graph/onednn/int8_network.h"
+#include "graph/onednn/int8_unfused_network.h"
 
 namespace nibble {
 namespace {
@@ -56,7 +58,9 @@ class IntegerModel : public Model {
   void run(std::span<const std::uint8_t> pixels, int count, std::span<float> logits) override {
     network_.run(pixels.data(), count, logits.data());
   }
-  std::vector<LayerTime> profile(std::span<const std::uint8_t>, int) override { return {}; }
+  std::vector<LayerTime> profile(std::span<const std::uint8_t> pixels, int count) override {
+    return network_.profile(pixels.data(), count);
+  }
   const IntegerNetwork& network() const { return network_; }
 
  private:
@@ -122,6 +126,16 @@ void open_quantized(const RowKind& kind, const std::filesystem::path& file, int 
   take_onednn(std::move(network), opened);
 }
 
+void open_unfused(const std::filesystem::path& file, int max_batch, OpenedModel& opened) {
+  const UnfusedNetwork unfused = read_unfused(file);
+  opened.network = unfused.network;
+  opened.payload_bytes = all_bytes(read_tensor_file(file));
+  opened.engine = "onednn";
+  opened.weight_bits = opened.activation_bits = opened.residual_bits = 8;
+  opened.fused = false;
+  take_onednn(Int8UnfusedNetwork(unfused, max_batch), opened);
+}
+
 }  // namespace
 
 OpenedModel open_model(const RowKind& kind, const std::filesystem::path& file, int max_batch) {
@@ -133,6 +147,9 @@ OpenedModel open_model(const RowKind& kind, const std::filesystem::path& file, i
       break;
     case Runner::bf16:
       open_float(file, max_batch, Precision::bf16, opened);
+      break;
+    case Runner::int8_unfused:
+      open_unfused(file, max_batch, opened);
       break;
     case Runner::int8_fused:
     case Runner::int8_saturating:

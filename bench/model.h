@@ -10,7 +10,7 @@
 
 #include "bench/rows.h"
 #include "graph/network/description.h"
-#include "graph/onednn/float_network.h"
+#include "graph/network/layer_time.h"
 
 namespace nibble {
 

@@ -10,6 +10,7 @@
 #include "graph/network/checkpoint_path.h"
 #include "graph/network/error.h"
 #include "graph/network/tensor_file.h"
+#include "graph/onednn/int8_unfused_parameters.h"
 
 namespace nibble {
 namespace {
@@ -192,6 +193,7 @@ const std::vector<RowKind>& row_kinds() {
       {"FP32", "", "train", kFloatFormat, 32, Runner::fp32},
       {"BF16", "", "train", kFloatFormat, 16, Runner::bf16},
       {"int16", "_int16", "quant --bits 16", kIntegerFormat, 16, Runner::integer},
+      {"int8 unfused", "_int8_unfused", "quant --bits 8 --no-fuse", unfused_format, 8, Runner::int8_unfused},
       {"int8 fused", "_int8", "quant --bits 8 --fuse", kIntegerFormat, 8, Runner::int8_fused},
       {"int8 fused", "_int8", "quant --bits 8 --fuse", kIntegerFormat, 8, Runner::int8_saturating},
       {"int8", "_int8", "quant --bits 8 --fuse", kIntegerFormat, 8, Runner::integer},

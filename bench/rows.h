@@ -10,6 +10,7 @@ namespace nibble {
 enum class Runner {
   fp32,             ///< FloatNetwork
   bf16,             ///< FloatNetwork in BF16
+  int8_unfused,     ///< Int8UnfusedNetwork
   int8_fused,       ///< Int8Network, right on every CPU
   int8_saturating,  ///< Int8Network with every layer on oneDNN; only where that differs, on CPUs without VNNI
   integer           ///< IntegerNetwork, our own kernels

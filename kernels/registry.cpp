@@ -11,6 +11,8 @@ std::span<const ConvolutionKernel> convolution_kernels() {
   static const std::vector<ConvolutionKernel> kernels = [] {
     std::vector<ConvolutionKernel> rows;
     for (const std::span<const ConvolutionKernel> more : {
+             int2_avx512_vbmi_kernels(),
+             avx512_vnni_kernels(),
              int2_avx2_kernels(),
              int4_avx2_kernels(),
              int8_avx2_kernels(),

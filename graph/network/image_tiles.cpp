@@ -1,6 +1,8 @@
 #include "graph/network/image_tiles.h"
 
+#include <chrono>
 #include <cstring>
+#include <utility>
 
 #include "kernels/features.h"
 #include "kernels/reference.h"
@@ -18,6 +20,22 @@ ConvolutionShape tile_shape(const IntegerPlan& plan, std::size_t index) {
   }
   return shape;
 }
+
+/// Seconds since the last lap; asks the clock only when it is wanted.
+class Stopwatch {
+ public:
+  explicit Stopwatch(bool wanted) {
+    if (wanted) last_ = Clock::now();
+  }
+  double lap() {
+    const Clock::time_point now = Clock::now();
+    return std::chrono::duration<double>(now - std::exchange(last_, now)).count();
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point last_;
+};
 
 std::ptrdiff_t position_bytes(const IntegerPlan& plan, int channels, const ActivationFormat& format) {
   return std::ptrdiff_t{group_count(format, channels)} * plan.lanes * format.bytes;
@@ -142,23 +160,28 @@ void ImageTiles::classify(const IntegerPlan& plan, int count, float* logits, std
 }
 
 void ImageTiles::run(const IntegerPlan& plan, const std::uint8_t* pixels, int count, float* logits,
-                     std::uint8_t* scratch) const {
+                     std::uint8_t* scratch, TileTimes* times) const {
+  Stopwatch watch(times != nullptr);
   load_images(plan, pixels, count, scratch);
+  if (times != nullptr) times->images += watch.lap();
+  const auto layer = [&](int index, std::size_t input, std::size_t output, std::size_t residual,
+                         std::size_t derived) {
+    const auto i = static_cast<std::size_t>(index);
+    run_layer(plan, i, input, output, residual, derived, scratch);
+    if (times != nullptr) times->convolutions[i] += watch.lap();
+  };
   const std::size_t first_stream = plan.blocks.empty() ? tensors_.features : tensors_.blocks[0].stream;
   const std::size_t first_input = plan.blocks.empty() ? tensors_.features : tensors_.blocks[0].input;
-  run_layer(plan, 0, tensors_.pixels, first_stream, first_stream, first_input, scratch);
+  layer(0, tensors_.pixels, first_stream, first_stream, first_input);
   for (std::size_t b = 0; b < plan.blocks.size(); ++b) {
     const Block& block = plan.network.blocks[b];
     const TensorPlan::BlockTensors& t = tensors_.blocks[b];
-    const auto layer = [&](int index, std::size_t input, std::size_t output, std::size_t residual,
-                           std::size_t derived) {
-      run_layer(plan, static_cast<std::size_t>(index), input, output, residual, derived, scratch);
-    };
     layer(block.conv1, t.input, t.middle, t.middle, t.middle);
     if (block.shortcut == Shortcut::projection) {
       layer(block.projection, t.input, t.shortcut, t.shortcut, t.shortcut);
     } else if (block.shortcut == Shortcut::pad_channels) {
       pad_shortcut(plan, b, scratch);
+      if (times != nullptr) times->shortcuts += watch.lap();
     }
     layer(block.conv2, t.middle, t.output, t.shortcut, t.next_input);
   }
@@ -167,6 +190,7 @@ void ImageTiles::run(const IntegerPlan& plan, const std::uint8_t* pixels, int co
   } else {
     classify<std::uint8_t, std::int32_t>(plan, count, logits, scratch);
   }
+  if (times != nullptr) times->classes += watch.lap();
 }
 
 }  // namespace nibble

@@ -9,6 +9,14 @@
 
 namespace nibble {
 
+/// Where the time of tiles went, in seconds; each run adds its own.
+struct TileTimes {
+  double images = 0;                 ///< pixels into lanes
+  std::vector<double> convolutions;  ///< as IntegerPlan::convolutions
+  double shortcuts = 0;              ///< padded ones
+  double classes = 0;                ///< pool and linear layer
+};
+
 /// Runs a network with lanes = images: all layers of a tile of plan.lanes images before the next tile. Every
 /// map is [row][column][group][lane]; borders and small maps waste nothing.
 class ImageTiles {
@@ -17,9 +25,10 @@ class ImageTiles {
 
   std::size_t scratch_bytes() const { return tensors_.memory.bytes(); }
 
-  /// The logits of `count` <= plan.lanes images. scratch: scratch_bytes(), of this thread alone.
+  /// The logits of `count` <= plan.lanes images. scratch: scratch_bytes(), of this thread alone. `times`, if
+  /// any, has an element for each convolution.
   void run(const IntegerPlan& plan, const std::uint8_t* pixels, int count, float* logits,
-           std::uint8_t* scratch) const;
+           std::uint8_t* scratch, TileTimes* times = nullptr) const;
 
  private:
   /// A tile's map seen from lane 0 of position (0, 0).

@@ -57,7 +57,43 @@ void IntegerNetwork::run(const std::uint8_t* pixels, std::int64_t count, float* 
   run_singly(pixels + tiled * image_bytes, count - tiled, logits + tiled * plan_.network.classes);
 }
 
-void IntegerNetwork::run_tiles(const std::uint8_t* pixels, std::int64_t count, float* logits) const {
+std::vector<LayerTime> IntegerNetwork::profile(const std::uint8_t* pixels, std::int64_t count,
+                                               int repetitions) const {
+  const std::lock_guard lock(*running_);
+  std::vector<float> logits(static_cast<std::size_t>(count * plan_.network.classes));
+  const auto images = static_cast<double>(count);
+  std::vector<LayerTime> layers;
+  layers.push_back({"images into lanes", 0, 0});
+  for (const Convolution& convolution : plan_.network.convolutions) {
+    layers.push_back({convolution.name, 0, images * static_cast<double>(convolution.multiply_accumulates())});
+  }
+  layers.push_back({"padded shortcuts", 0, 0});
+  layers.push_back({"pool and linear", 0, images * plan_.network.feature_channels * plan_.network.classes});
+  for (int repetition = 0; repetition < repetitions; ++repetition) {
+    TileTimes none;
+    none.convolutions.resize(plan_.convolutions.size());
+    std::vector<TileTimes> times(static_cast<std::size_t>(threads_), none);
+    run_tiles(pixels, count, logits.data(), times);
+    std::vector<double> seconds(layers.size());
+    for (const TileTimes& thread : times) {
+      seconds.front() += thread.images / threads_;
+      for (std::size_t i = 0; i < thread.convolutions.size(); ++i) {
+        seconds[i + 1] += thread.convolutions[i] / threads_;
+      }
+      seconds[seconds.size() - 2] += thread.shortcuts / threads_;
+      seconds.back() += thread.classes / threads_;
+    }
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      layers[i].seconds = repetition == 0 ? seconds[i] : std::min(layers[i].seconds, seconds[i]);
+    }
+  }
+  const bool pads = layers[layers.size() - 2].seconds > 0;
+  if (!pads) layers.erase(layers.end() - 2);
+  return layers;
+}
+
+void IntegerNetwork::run_tiles(const std::uint8_t* pixels, std::int64_t count, float* logits,
+                               std::span<TileTimes> times) const {
   if (count == 0) return;
   const std::int64_t image_bytes = std::int64_t{plan_.network.image_size} * plan_.network.image_size * 3;
   const std::int64_t tiles = (count + plan_.lanes - 1) / plan_.lanes;
@@ -65,8 +101,9 @@ void IntegerNetwork::run_tiles(const std::uint8_t* pixels, std::int64_t count, f
   for (std::int64_t tile = 0; tile < tiles; ++tile) {
     const std::int64_t first = tile * plan_.lanes;
     const auto images = static_cast<int>(std::min<std::int64_t>(plan_.lanes, count - first));
+    const auto thread = static_cast<std::size_t>(omp_get_thread_num());
     tiles_.run(plan_, pixels + first * image_bytes, images, logits + first * plan_.network.classes,
-               scratch_[static_cast<std::size_t>(omp_get_thread_num())].data());
+               scratch_[thread].data(), times.empty() ? nullptr : &times[thread]);
   }
 }
 

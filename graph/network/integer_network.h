@@ -3,11 +3,13 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "graph/network/image_tiles.h"
 #include "graph/network/integer_plan.h"
+#include "graph/network/layer_time.h"
 #include "graph/network/position_planes.h"
 #include "graph/network/quantized_parameters.h"
 #include "kernels/convolution_kernel.h"
@@ -30,6 +32,10 @@ class IntegerNetwork {
   /// pixels: count x [row][column][colour]; logits: count x [class]. Calls from several threads take turns.
   void run(const std::uint8_t* pixels, std::int64_t count, float* logits) const;
 
+  /// Runs in tiles of images, `repetitions` times, with a clock around each layer; the fastest of each. A
+  /// layer's seconds are the threads' sum divided by their number.
+  std::vector<LayerTime> profile(const std::uint8_t* pixels, std::int64_t count, int repetitions = 5) const;
+
   const NetworkDescription& description() const { return plan_.network; }
   const IntegerPlan& plan() const { return plan_; }
   /// The highest instruction set among the kernels that it runs on.
@@ -39,7 +45,9 @@ class IntegerNetwork {
   std::string text() const;                                     ///< widths and each layer's kernel
 
  private:
-  void run_tiles(const std::uint8_t* pixels, std::int64_t count, float* logits) const;
+  /// `times`: empty, or one of each thread.
+  void run_tiles(const std::uint8_t* pixels, std::int64_t count, float* logits,
+                 std::span<TileTimes> times = {}) const;
   void run_singly(const std::uint8_t* pixels, std::int64_t count, float* logits) const;
 
   IntegerPlan plan_;

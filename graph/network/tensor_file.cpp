@@ -278,9 +278,11 @@ TensorFile read_tensor_file(const std::filesystem::path& path) {
     throw InputError(path.string() +
                      ": there is no such file; train or quantize first, or name another checkpoint");
   }
-  std::ifstream stream(path, std::ios::binary);
-  std::vector<std::byte> bytes(std::filesystem::file_size(path));
-  if (!stream ||
+  // The size is asked from the open file: a training may put a new one under this name at any moment.
+  std::ifstream stream(path, std::ios::binary | std::ios::ate);
+  const std::streamoff size = stream ? static_cast<std::streamoff>(stream.tellg()) : 0;
+  std::vector<std::byte> bytes(static_cast<std::size_t>(std::max<std::streamoff>(size, 0)));
+  if (!stream.seekg(0) ||
       !stream.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()))) {
     throw InputError(path.string() + ": cannot be read: " + std::strerror(errno));
   }

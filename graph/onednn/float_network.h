@@ -8,16 +8,10 @@
 
 #include "graph/network/description.h"
 #include "graph/network/float_parameters.h"
+#include "graph/network/layer_time.h"
 #include "graph/onednn/precision.h"
 
 namespace nibble {
-
-/// What one layer took in FloatNetwork::profile.
-struct LayerTime {
-  std::string name;             ///< "normalize", a convolution's name, "pool and linear", "padded shortcuts"
-  double seconds;               ///< all images of the call, fastest of the repetitions
-  double multiply_accumulates;  ///< all images of the call, valid taps only; 0 for element-wise work
-};
 
 struct NetworkImplementation;  // one for each precision
 

@@ -7,24 +7,14 @@
 
 #include "kernels/registry.h"
 #include "tests/kernels/kernel_problem.h"
+#include "tests/kernels/tested_kernels.h"
 
 namespace nibble {
 namespace {
 
-/// Rows of the registry that this machine can run, within NIBBLE_MAX_ISA.
-std::vector<ConvolutionKernel> runnable_kernels() {
-  const char* cap = std::getenv("NIBBLE_MAX_ISA");
-  const InstructionSet limit = cap == nullptr ? detected_instruction_set() : capped_instruction_set(cap);
-  std::vector<ConvolutionKernel> kernels;
-  for (const ConvolutionKernel& kernel : convolution_kernels()) {
-    if (kernel.instruction_set <= limit) kernels.push_back(kernel);
-  }
-  return kernels;
-}
-
 class EveryKernel : public testing::TestWithParam<ConvolutionKernel> {};
 
-INSTANTIATE_TEST_SUITE_P(Registry, EveryKernel, testing::ValuesIn(runnable_kernels()),
+INSTANTIATE_TEST_SUITE_P(Registry, EveryKernel, testing::ValuesIn(tested_kernels()),
                          [](const auto& row) { return std::string(row.param.name); });
 
 /// The convolutions of every network variant: channels in and out, kernel, stride, map.
@@ -83,7 +73,7 @@ TEST_P(EveryKernel, EqualsTheReferenceForEveryMapSize) {
 
 TEST_P(EveryKernel, EqualsTheReferenceOnRandomProblems) {
   const ConvolutionKernel& kernel = GetParam();
-  const int count = kernel.instruction_set == InstructionSet::reference ? 200 : 2000;
+  const int count = random_problems(kernel);
   int supported = 0;
   for (int i = 0; i < count; ++i) {
     bool is_supported = false;
@@ -164,7 +154,7 @@ TEST_P(EveryKernel, MultipliesEveryPairOfOperands) {
 /// The full grid: run by `ctest -L nightly`.
 class NightlyGrid : public testing::TestWithParam<ConvolutionKernel> {};
 
-INSTANTIATE_TEST_SUITE_P(Registry, NightlyGrid, testing::ValuesIn(runnable_kernels()),
+INSTANTIATE_TEST_SUITE_P(Registry, NightlyGrid, testing::ValuesIn(tested_kernels()),
                          [](const auto& row) { return std::string(row.param.name); });
 
 TEST_P(NightlyGrid, EqualsTheReferenceForEveryShape) {
@@ -191,7 +181,7 @@ TEST(OneProblem, IsTheOneNamedByTheEnvironment) {
   const char* text = std::getenv("NIBBLE_KERNEL_PROBLEM");
   const KernelProblem problem =
       parse_problem(text != nullptr ? text : "int8_reference 16 16 3 1 1 8 8 0 0 1 1 2 8 0 1 7");
-  for (const ConvolutionKernel& kernel : runnable_kernels()) {
+  for (const ConvolutionKernel& kernel : tested_kernels()) {
     if (kernel.name == problem.kernel) {
       EXPECT_EQ(check_kernel(kernel, problem), "");
     }

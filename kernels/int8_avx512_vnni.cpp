@@ -1,0 +1,304 @@
+// All widths up to 8 bits, AVX-512 VNNI: vpdpbusd adds four products in s32, exactly, so nothing has to be
+// proved but that a whole sum fits.
+//
+//   activations (quads8), 16 lanes:  L0: a0 a1 a2 a3 | L1: a0 a1 a2 a3 | ...      u8
+//   weights of four input channels:  w0 w1 w2 w3, one vpbroadcastd                s8
+//   sums, 16 lanes:                  L0 | L1 | ...                                s32
+//
+// Blocks of 3 positions x 32 lanes x 4 output channels: 24 sums and 4 weights of the 32 registers.
+//
+//   weights:  s8 [block of 4 output channels][tap][group of 4 input channels][4][4]
+
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#include "kernels/kernels.h"
+#include "kernels/output_avx512.h"
+#include "kernels/steps.h"
+
+namespace nibble {
+namespace {
+
+constexpr int kPositions = 3;
+constexpr int kParts = 2;  ///< registers of 16 lanes in a register block
+constexpr int kPartLanes = 16;
+constexpr int kHalves = kLanes / (kParts * kPartLanes);
+constexpr int kQuad = 4;  ///< input channels of a step
+constexpr int kPartBytes = kPartLanes * kQuad;
+constexpr int kStepBytes = kBlockChannels * kQuad;
+
+int groups_of(const ConvolutionShape& shape) {
+  return group_count(kQuads8, shape.input_channels);
+}
+
+bool supports(const ConvolutionLayer& layer) {
+  const int steps = layer.shape.kernel * layer.shape.kernel * groups_of(layer.shape);
+  // 255 * 128 * 4 * 1024 fits s32.
+  return steps <= kMaximumSteps && weight_limit(layer.weight_bits) <= 127;
+}
+
+PackedConvolution pack(const ConvolutionLayer& layer) {
+  const int taps = layer.shape.kernel * layer.shape.kernel;
+  const int channels = layer.shape.input_channels;
+  PackedConvolution packed{layer.shape, layer.activation_bits, {}, {}};
+  for (int block = 0; block < layer.shape.output_channels; block += kBlockChannels) {
+    for (int tap = 0; tap < taps; ++tap) {
+      for (int group = 0; group < groups_of(layer.shape); ++group) {
+        for (int o = block; o < block + kBlockChannels; ++o) {
+          for (int i = kQuad * group; i < kQuad * (group + 1); ++i) {
+            const bool exists = o < layer.shape.output_channels && i < channels;
+            const std::size_t at = static_cast<std::size_t>(o) * layer.shape.filter_size() +
+                                   static_cast<std::size_t>(tap * channels + i);
+            packed.weights.push_back(exists ? static_cast<std::uint8_t>(layer.weights[at]) : std::uint8_t{0});
+          }
+        }
+      }
+    }
+  }
+  return packed;
+}
+
+/// Sums of a register block: [output channel][position][part].
+struct Sums {
+  __m512i words[kBlockChannels * kPositions * kParts];
+};
+
+inline __m512i broadcast_quad(const std::uint8_t* weights) {
+  std::int32_t quad = 0;
+  std::memcpy(&quad, weights, sizeof quad);
+  return loaded_once(_mm512_set1_epi32(quad));
+}
+
+/// B: positions * kParts registers; register b is part b % kParts of position b / kParts.
+template <std::size_t... B>
+inline __attribute__((always_inline)) void accumulate_block(std::index_sequence<B...>,
+                                                            const std::uint8_t* input, std::ptrdiff_t stride,
+                                                            const Steps& steps, const std::uint8_t* weights,
+                                                            Sums& sums) {
+  constexpr std::size_t kCount = sizeof...(B);
+  const std::uint8_t* const position[kPositions] = {input, input + stride, input + 2 * stride};
+  const __m512i zero = _mm512_setzero_si512();
+  __m512i sums0[kCount] = {((void)B, zero)...};
+  __m512i sums1[kCount] = {((void)B, zero)...};
+  __m512i sums2[kCount] = {((void)B, zero)...};
+  __m512i sums3[kCount] = {((void)B, zero)...};
+  for (const Run& run : steps) {
+    const std::uint8_t* quads = weights + kStepBytes * run.weights;
+    for (const std::ptrdiff_t* step = run.first; step != run.last; ++step, quads += kStepBytes) {
+      const __m512i weights0 = broadcast_quad(quads);
+      const __m512i weights1 = broadcast_quad(quads + kQuad);
+      const __m512i weights2 = broadcast_quad(quads + 2 * kQuad);
+      const __m512i weights3 = broadcast_quad(quads + 3 * kQuad);
+      const auto add = [&](std::size_t b) __attribute__((always_inline)) {
+        const __m512i a = load(position[b / kParts] + *step + kPartBytes * (b % kParts));
+        sums0[b] = _mm512_dpbusd_epi32(sums0[b], a, weights0);
+        sums1[b] = _mm512_dpbusd_epi32(sums1[b], a, weights1);
+        sums2[b] = _mm512_dpbusd_epi32(sums2[b], a, weights2);
+        sums3[b] = _mm512_dpbusd_epi32(sums3[b], a, weights3);
+      };
+      (add(B), ...);
+    }
+  }
+  ((sums.words[B] = sums0[B]), ...);
+  ((sums.words[kCount + B] = sums1[B]), ...);
+  ((sums.words[2 * kCount + B] = sums2[B]), ...);
+  ((sums.words[3 * kCount + B] = sums3[B]), ...);
+}
+
+using Accumulate = void (*)(const std::uint8_t* input, std::ptrdiff_t stride, const Steps& steps,
+                            const std::uint8_t* weights, Sums& sums);
+
+template <std::size_t Positions>
+void accumulate(const std::uint8_t* input, std::ptrdiff_t stride, const Steps& steps,
+                const std::uint8_t* weights, Sums& sums) {
+  accumulate_block(std::make_index_sequence<Positions * kParts>{}, input, stride, steps, weights, sums);
+}
+
+constexpr Accumulate kAccumulate[kPositions] = {accumulate<1>, accumulate<2>, accumulate<3>};
+
+/// A finished register block.
+struct Block {
+  const Sums* sums;
+  int positions;
+  int first_position;
+  int channel;
+  int half;  ///< which 32 of the 64 lanes
+
+  __m512i sum(int k, int p, int part) const { return sums->words[(k * positions + p) * kParts + part]; }
+};
+
+/// 16 lanes of a residual channel, s32. Layouts: quads8 or planar8.
+inline __m512i load_residual(const OutputStage& stage, const ConvolutionCall& call, int position, int channel,
+                             int lane) {
+  if (stage.residual_format == kQuads8) {
+    const __m512i quads = load(call.residual.at(position, channel / kQuad) + kQuad * lane);
+    const __m512i top = _mm512_sllv_epi32(quads, _mm512_set1_epi32(24 - 8 * (channel % kQuad)));
+    return stage.residual_signed ? _mm512_srai_epi32(top, 24) : _mm512_srli_epi32(top, 24);
+  }
+  const __m128i bytes =
+      _mm_loadu_si128(reinterpret_cast<const __m128i*>(call.residual.at(position, channel) + lane));
+  return stage.residual_signed ? _mm512_cvtepi8_epi32(bytes) : _mm512_cvtepu8_epi32(bytes);
+}
+
+/// Four channels of 16 lanes, s32 in byte range, as quads8.
+inline __m512i join_quads(const __m512i (&q)[kQuad]) {
+  const __m512i byte = _mm512_set1_epi32(0xFF);
+  const __m512i low =
+      _mm512_or_si512(_mm512_and_si512(q[0], byte), _mm512_slli_epi32(_mm512_and_si512(q[1], byte), 8));
+  const __m512i high =
+      _mm512_or_si512(_mm512_slli_epi32(_mm512_and_si512(q[2], byte), 16), _mm512_slli_epi32(q[3], 24));
+  return _mm512_or_si512(low, high);
+}
+
+/// Where a format's bytes go: at once (planar8, quads8), or through a tile (groups of 2 or 3 channels).
+bool is_direct(const ActivationFormat& format) {
+  return format == kPlanar8 || format == kQuads8;
+}
+
+inline void store_part(const OutputView& view, const ActivationFormat& format, ByteTile& tile,
+                       const Block& block, int p, int part, int channels, const __m512i (&q)[kQuad]) {
+  const int position = block.first_position + p;
+  const int lane = (block.half * kParts + part) * kPartLanes;
+  if (format == kQuads8) {
+    store(view.at(position, block.channel / kQuad) + kQuad * lane, join_quads(q));
+    return;
+  }
+  for (int k = 0; k < channels; ++k) {
+    std::uint8_t* to = format == kPlanar8 ? view.at(position, block.channel + k) + lane
+                                          : tile.bytes[block.channel % kTileChannels + k][p] + lane;
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(q[k]));
+  }
+}
+
+/// Requantizes a block; formats that are not direct go to the tiles.
+void output_block(const OutputStage& given_stage, const ConvolutionCall& given_call, const Block& given_block,
+                  ByteTile& tile, ByteTile& derived_tile) {
+  // Copies: the stores could change the originals, as far as the compiler knows.
+  const OutputStage stage = given_stage;
+  const ConvolutionCall call = given_call;
+  const Block block = given_block;
+  const int channels = std::min(kBlockChannels, call.last_channel - block.channel);
+  const __m512 lowest = _mm512_set1_ps(static_cast<float>(stage.range.lowest));
+  const __m512 highest = _mm512_set1_ps(static_cast<float>(stage.range.highest));
+  const __m512 ratio = _mm512_set1_ps(stage.residual_ratio);
+  const __m512 derived_ratio = _mm512_set1_ps(stage.derived_ratio);
+  const __m512 derived_highest = _mm512_set1_ps(static_cast<float>((1 << stage.derived_bits) - 1));
+  for (int p = 0; p < block.positions; ++p) {
+    for (int part = 0; part < kParts; ++part) {
+      const int lane = (block.half * kParts + part) * kPartLanes;
+      __m512i q[kQuad];
+      __m512i x[kQuad];
+      for (int k = 0; k < kQuad; ++k) {
+        q[k] = _mm512_setzero_si512();
+        x[k] = _mm512_setzero_si512();
+        if (k >= channels) continue;
+        const int channel = block.channel + k;
+        __m512 y =
+            _mm512_mul_ps(_mm512_cvtepi32_ps(block.sum(k, p, part)), _mm512_set1_ps(stage.scale[channel]));
+        y = _mm512_add_ps(y, _mm512_set1_ps(stage.offset[channel]));
+        if (stage.has_residual()) {
+          const __m512i residual = load_residual(stage, call, block.first_position + p, channel, lane);
+          y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(residual), ratio, y);
+        }
+        q[k] = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(y, lowest), highest));
+        if (stage.derived_bits != 0) {
+          const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(q[k]), derived_ratio);
+          x[k] = _mm512_cvtps_epi32(_mm512_min_ps(product, derived_highest));
+        }
+      }
+      store_part(call.output, stage.format, tile, block, p, part, channels, q);
+      if (stage.derived_bits != 0) {
+        store_part(call.derived, stage.derived_format, derived_tile, block, p, part, channels, x);
+      }
+    }
+  }
+}
+
+/// Every other combination of formats, value by value.
+void output_plainly(const OutputStage& stage, const ConvolutionCall& call, const Block (&halves)[kHalves]) {
+  const int channels = std::min(kBlockChannels, call.last_channel - halves[0].channel);
+  for (int p = 0; p < halves[0].positions; ++p) {
+    alignas(64) std::int32_t sums[kBlockChannels][kLanes];
+    for (int k = 0; k < kBlockChannels; ++k) {
+      for (int part = 0; part < kHalves * kParts; ++part) {
+        _mm512_storeu_si512(sums[k] + part * kPartLanes, halves[part / kParts].sum(k, p, part % kParts));
+      }
+    }
+    write_plainly(stage, call, halves[0].first_position + p, halves[0].channel, channels, sums);
+  }
+}
+
+void run(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call) {
+  const int groups = groups_of(packed.shape);
+  const std::ptrdiff_t block_bytes =
+      std::ptrdiff_t{packed.shape.kernel} * packed.shape.kernel * groups * kStepBytes;
+  const Steps steps(call, groups, kMaximumSteps);
+  const bool residual_direct = !stage.has_residual() || is_direct(stage.residual_format);
+  const bool common = residual_direct && is_common(stage, stage.residual_format);
+  const bool direct =
+      common && is_direct(stage.format) && (stage.derived_bits == 0 || is_direct(stage.derived_format));
+
+  alignas(64) Sums sums[kHalves];
+  ByteTile tile;
+  ByteTile derived_tile;
+  for (int first = 0, left = call.positions; left > 0;) {
+    const int positions = left / ((left + kPositions - 1) / kPositions);
+    const auto compute = [&](int channel, int half) {
+      const std::uint8_t* input = call.input.at(first, 0) + half * kParts * kPartBytes;
+      kAccumulate[positions - 1](input, call.input.position_stride, steps,
+                                 packed.weights.data() + channel / kBlockChannels * block_bytes, sums[half]);
+      return Block{&sums[half], positions, first, channel, half};
+    };
+    if (direct) {
+      // Half the lanes at a time, so that the rows under a block stay in the first-level cache.
+      for (int half = 0; half < kHalves; ++half) {
+        for (int channel = call.first_channel; channel < call.last_channel; channel += kBlockChannels) {
+          output_block(stage, call, compute(channel, half), tile, derived_tile);
+        }
+      }
+    } else {
+      for (int chunk = call.first_channel; chunk < call.last_channel; chunk += kTileChannels) {
+        const int channels = std::min(kTileChannels, call.last_channel - chunk);
+        for (int channel = chunk; channel < chunk + channels; channel += kBlockChannels) {
+          const Block halves[kHalves] = {compute(channel, 0), compute(channel, 1)};
+          if (common) {
+            for (const Block& half : halves) output_block(stage, call, half, tile, derived_tile);
+          } else {
+            output_plainly(stage, call, halves);
+          }
+        }
+        if (common && !is_direct(stage.format)) {
+          store_tile(call.output, stage.format, first, positions, chunk, channels, tile);
+        }
+        if (common && stage.derived_bits != 0 && !is_direct(stage.derived_format)) {
+          store_tile(call.derived, stage.derived_format, first, positions, chunk, channels, derived_tile);
+        }
+      }
+    }
+    first += positions;
+    left -= positions;
+  }
+}
+
+constexpr ConvolutionKernel row(std::string_view name, int weight_bits, int activation_bits) {
+  return {name,        InstructionSet::avx512_vnni,
+          weight_bits, activation_bits,
+          kLanes,      kTileChannels,
+          kQuads8,     supports,
+          pack,        run};
+}
+
+constexpr std::array kRows = {
+    row("int8_vnni", 8, 8), row("int8a4_vnni", 8, 4), row("int8a2_vnni", 8, 2), row("int4a8_vnni", 4, 8),
+    row("int4_vnni", 4, 4), row("int4a2_vnni", 4, 2), row("int2a8_vnni", 2, 8), row("int2a4_vnni", 2, 4),
+};
+
+}  // namespace
+
+std::span<const ConvolutionKernel> avx512_vnni_kernels() {
+  return kRows;
+}
+
+}  // namespace nibble

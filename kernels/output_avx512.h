@@ -1,0 +1,150 @@
+#pragma once
+
+// Output stage of the AVX-512 kernels: requantized bytes of up to 12 output channels become the next reader's
+// format. Only files compiled for AVX-512 include this; everything has internal linkage, so that no other
+// file can end up with these instructions.
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/convolution_kernel.h"
+
+namespace nibble {
+namespace {
+
+inline constexpr int kLanes = 64;         ///< of a block: one register of bytes
+inline constexpr int kBlockChannels = 4;  ///< output channels computed together
+/// Output channels whose bytes are collected before they are stored: whole groups of 2, 3 and 4.
+inline constexpr int kTileChannels = 12;
+inline constexpr int kTilePositions = 6;
+
+/// Keeps a loaded register a register: the compiler would rather load the same bytes again for every use.
+inline __m512i loaded_once(__m512i value) {
+#if defined(__AVX512F__)  // not where the tests emulate the instructions
+  asm("" : "+v"(value));
+#endif
+  return value;
+}
+
+inline __m512i load(const std::uint8_t* from) {
+  return _mm512_loadu_si512(from);
+}
+inline void store(std::uint8_t* to, __m512i bytes) {
+  _mm512_storeu_si512(to, bytes);
+}
+
+/// Bytes, one activation each, of consecutive output channels and positions.
+struct ByteTile {
+  alignas(64) std::uint8_t bytes[kTileChannels][kTilePositions][kLanes];
+
+  __m512i at(int channel, int position, int channels) const {
+    return channel < channels ? load(bytes[channel][position]) : _mm512_setzero_si512();
+  }
+};
+
+/// Formats that store_tile knows.
+constexpr bool is_tile_format(const ActivationFormat& format) {
+  return format == kPlanar8 || format == kIndex2 || format == kIndex3 || format == kQuads8;
+}
+
+/// Stores `channels` channels from `first_channel`, a multiple of 12, of positions first_position ...
+/// Channels of the last group that do not exist become zero.
+inline void store_tile(const OutputView& view, const ActivationFormat& format, int first_position,
+                       int positions, int first_channel, int channels, const ByteTile& tile) {
+  for (int p = 0; p < positions; ++p) {
+    for (int c = 0; c < channels; c += format.channels) {
+      std::uint8_t* group = view.at(first_position + p, (first_channel + c) / format.channels);
+      const __m512i c0 = tile.at(c, p, channels);
+      if (format == kPlanar8) {
+        store(group, c0);
+        continue;
+      }
+      const __m512i c1 = tile.at(c + 1, p, channels);
+      if (format == kIndex2) {
+        store(group, _mm512_or_si512(c0, _mm512_slli_epi16(c1, 2)));
+        continue;
+      }
+      const __m512i c2 = tile.at(c + 2, p, channels);
+      if (format == kIndex3) {
+        store(group,
+              _mm512_or_si512(_mm512_or_si512(c0, _mm512_slli_epi16(c1, 2)), _mm512_slli_epi16(c2, 4)));
+        continue;
+      }
+      // kQuads8. The unpacks work in 128-bit blocks: block b of quad[j] is lanes 16 b + 4 j .. 16 b + 4 j
+      // + 3.
+      const __m512i c3 = tile.at(c + 3, p, channels);
+      const __m512i low01 = _mm512_unpacklo_epi8(c0, c1);
+      const __m512i high01 = _mm512_unpackhi_epi8(c0, c1);
+      const __m512i low23 = _mm512_unpacklo_epi8(c2, c3);
+      const __m512i high23 = _mm512_unpackhi_epi8(c2, c3);
+      const __m512i quad[4] = {_mm512_unpacklo_epi16(low01, low23), _mm512_unpackhi_epi16(low01, low23),
+                               _mm512_unpacklo_epi16(high01, high23), _mm512_unpackhi_epi16(high01, high23)};
+      // A transpose of the 4 x 4 blocks.
+      const __m512i even01 = _mm512_shuffle_i32x4(quad[0], quad[1], 0x88);  // 0: b0 b2, 1: b0 b2
+      const __m512i even23 = _mm512_shuffle_i32x4(quad[2], quad[3], 0x88);
+      const __m512i odd01 = _mm512_shuffle_i32x4(quad[0], quad[1], 0xDD);  // 0: b1 b3, 1: b1 b3
+      const __m512i odd23 = _mm512_shuffle_i32x4(quad[2], quad[3], 0xDD);
+      store(group, _mm512_shuffle_i32x4(even01, even23, 0x88));
+      store(group + 64, _mm512_shuffle_i32x4(odd01, odd23, 0x88));
+      store(group + 128, _mm512_shuffle_i32x4(even01, even23, 0xDD));
+      store(group + 192, _mm512_shuffle_i32x4(odd01, odd23, 0xDD));
+    }
+  }
+}
+
+/// x at 2 or 4 bits from 64 bytes of the stream: how many thresholds are exceeded.
+inline __m512i derive(__m512i stream, const OutputStage& stage) {
+  __m512i x = _mm512_setzero_si512();
+  const __m512i one = _mm512_set1_epi8(1);
+  const int thresholds = (1 << stage.derived_bits) - 1;
+  for (int t = 0; t < thresholds; ++t) {
+    const __m512i threshold = _mm512_set1_epi8(static_cast<char>(stage.derived_thresholds[t]));
+    x = _mm512_mask_add_epi8(x, _mm512_cmpgt_epu8_mask(stream, threshold), x, one);
+  }
+  return x;
+}
+
+/// Formats and ranges that the vector paths know; everything else goes through write_plainly().
+inline bool is_common(const OutputStage& stage, const ActivationFormat& residual_format) {
+  const bool range = (stage.range.lowest == 0 && stage.range.highest <= 255) ||
+                     (stage.range.lowest == -128 && stage.range.highest == 127);
+  return range && is_tile_format(stage.format) &&
+         (!stage.has_residual() || stage.residual_format == residual_format) &&
+         (stage.derived_bits == 0 || is_tile_format(stage.derived_format));
+}
+
+/// Requantizes one position of `channels` output channels, value by value, for any format: sums[k][lane].
+inline void write_plainly(const OutputStage& stage, const ConvolutionCall& call, int position, int channel,
+                          int channels, const std::int32_t (&sums)[kBlockChannels][kLanes]) {
+  for (int lane = 0; lane < kLanes; ++lane) {
+    int q[kBlockChannels] = {};
+    for (int k = 0; k < channels; ++k) {
+      const float scale = stage.scale[channel + k];
+      const float offset = stage.offset[channel + k];
+      if (!stage.has_residual()) {
+        q[k] = requantize(sums[k][lane], scale, offset, stage.range);
+        continue;
+      }
+      int residual = load_activation(call.residual, stage.residual_format, position, channel + k, lane);
+      if (stage.residual_signed) {
+        const int sign = 1 << (stage.residual_format.bits - 1);
+        residual = (residual ^ sign) - sign;
+      }
+      q[k] = requantize(sums[k][lane], scale, offset, residual, stage.residual_ratio, stage.range);
+    }
+    // Only now, since the output may lie where the residual was. Channels that do not exist become zero with
+    // the first of their group.
+    for (int k = 0; k < channels; ++k) {
+      store_activation(call.output, stage.format, position, channel + k, lane, q[k]);
+      if (stage.derived_bits != 0) {
+        store_activation(call.derived, stage.derived_format, position, channel + k, lane,
+                         derive_input(q[k], stage.derived_ratio, stage.derived_bits));
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace nibble

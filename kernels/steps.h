@@ -1,0 +1,82 @@
+#pragma once
+
+// The walk of a kernel with narrow partial sums over taps and channel groups: one list of steps, cut into
+// runs that are proved not to overflow. Internal linkage, since kernel files are compiled for different
+// instruction sets.
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+
+#include "kernels/convolution_kernel.h"
+
+namespace nibble {
+namespace {
+
+/// A step is one channel group of one tap. All kernels with steps refuse layers with more.
+inline constexpr int kMaximumSteps = 1024;
+inline constexpr int kMaximumRuns = 96;
+
+/// Steps whose partial sums stay in narrow lanes; their weights are contiguous.
+struct Run {
+  const std::ptrdiff_t* first;  ///< bytes from the output position's input address to each step's activations
+  const std::ptrdiff_t* last;
+  std::ptrdiff_t weights;  ///< canonical number of the first step: tap * groups + group
+};
+
+/// The steps of one call. Taps that follow each other in the list and in the weights are joined before they
+/// are cut, so interior positions have ceil(steps / length) runs.
+class Steps {
+ public:
+  Steps(const ConvolutionCall& call, int groups, int run_length) {
+    std::ptrdiff_t* next = offsets_;
+    const Tap* const last_tap = call.taps.data() + call.taps.size();
+    for (const Tap* tap = call.taps.data(); tap != last_tap;) {
+      const std::ptrdiff_t* begin = next;
+      std::ptrdiff_t weights = std::ptrdiff_t{tap->index} * groups;
+      int index = tap->index;
+      do {
+        for (int g = 0; g < groups; ++g) *next++ = tap->offset + g * call.input.group_stride;
+        ++tap;
+        ++index;
+      } while (tap != last_tap && tap->index == index);
+      // Runs of a stretch are as equal as possible: fewer lengths are fewer mispredicted loop ends.
+      const std::ptrdiff_t steps = next - begin;
+      const std::ptrdiff_t runs = (steps + run_length - 1) / run_length;
+      for (std::ptrdiff_t r = 0; r < runs; ++r) {
+        const std::ptrdiff_t from = r * steps / runs;
+        runs_[count_++] = {begin + from, begin + (r + 1) * steps / runs, weights + from};
+      }
+    }
+  }
+
+  int count() const { return count_; }
+  const Run* begin() const { return runs_; }
+  const Run* end() const { return runs_ + count_; }
+
+ private:
+  std::ptrdiff_t offsets_[kMaximumSteps];
+  Run runs_[kMaximumRuns];
+  int count_ = 0;
+};
+
+/// Whether any tap list of this layer fits into Steps: at worst every kernel row is a stretch of its own.
+inline bool steps_fit(const ConvolutionShape& shape, int groups, int run_length) {
+  const int row = shape.kernel * groups;
+  return run_length > 0 && shape.kernel * row <= kMaximumSteps &&
+         shape.kernel * ((row + run_length - 1) / run_length) + 1 <= kMaximumRuns;
+}
+
+/// Whether every requantized value of the call, of sums up to `largest_sum` in magnitude, is below 2^31
+/// before rounding, so that the conversion to integers needs no clamp before it: saturating packs do the
+/// rest.
+inline bool stays_convertible(const OutputStage& stage, const ConvolutionCall& call, float largest_sum) {
+  float largest = 0.0F;
+  for (int c = call.first_channel; c < call.last_channel; ++c) {
+    largest = std::max(largest, std::abs(stage.scale[c]) * largest_sum + std::abs(stage.offset[c]));
+  }
+  return largest + 255.0F * std::abs(stage.residual_ratio) < 1073741824.0F;
+}
+
+}  // namespace
+}  // namespace nibble
