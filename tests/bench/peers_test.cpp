@@ -1,0 +1,51 @@
+#include "bench/peers.h"
+
+#include <gmock/gmock.h>
+
+#include <fstream>
+
+#include "graph/network/error.h"
+#include "tests/temporary_folder.h"
+
+namespace nibble {
+namespace {
+
+std::filesystem::path write(const TemporaryFolder& folder, const std::string& text) {
+  const std::filesystem::path file = folder / "peers.json";
+  std::ofstream(file) << text;
+  return file;
+}
+
+TEST(Peers, CarryTheirProvenance) {
+  const TemporaryFolder folder;
+  const std::vector<ReportRow> rows = peer_rows(
+      write(folder, R"({"date": "2026-11-23", "cpu": "Some CPU", "versions": {"PyTorch": "2.13.0"}, "rows": [
+                 {"name": "PyTorch int8", "engine": "pytorch", "weight_bits": 8, "top1": 0.881},
+                 {"name": "OpenVINO int8", "engine": "openvino", "images_per_second": 5727.0}]})"));
+  ASSERT_EQ(rows.size(), 5U);
+  EXPECT_EQ(rows[0].name, "PyTorch int2");
+  EXPECT_FALSE(rows[0].measured);
+  EXPECT_EQ(rows[2].name, "PyTorch int8");
+  EXPECT_EQ(rows[2].top1, 0.881);
+  EXPECT_EQ(rows[2].measured->date, "2026-11-23");
+  EXPECT_EQ(rows[2].measured->versions.at("PyTorch"), "2.13.0");
+  EXPECT_EQ(rows[4].name, "OpenVINO int8");
+}
+
+TEST(Peers, AreRefusedWithTheFileNamed) {
+  const TemporaryFolder folder;
+  for (const char* text :
+       {"", "[]", "{\"date\": \"x\"}", "{\"date\": 1, \"cpu\": \"\", \"versions\": {}, \"rows\": []}",
+        R"({"date": "", "cpu": "", "versions": {}, "rows": [{"name": "x"}]})"}) {
+    try {
+      read_peers(write(folder, text));
+      ADD_FAILURE() << text;
+    } catch (const InputError& error) {
+      EXPECT_THAT(error.what(), testing::HasSubstr("peers.json"));
+    }
+  }
+  EXPECT_THROW(peer_rows(folder / "missing.json"), InputError);
+}
+
+}  // namespace
+}  // namespace nibble

@@ -1,0 +1,139 @@
+#include "bench/rows.h"
+
+#include <gmock/gmock.h>
+
+#include <fstream>
+
+#include "graph/network/error.h"
+#include "tests/bench/checkpoints.h"
+#include "tests/temporary_folder.h"
+
+namespace nibble {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+class RowsTest : public testing::Test {
+ protected:
+  RowsTest() : network_(describe_network("he", 20, "A")) {}
+
+  void write_float(const std::string& name, const std::string& validation = "0") {
+    write_float_checkpoint(folder_ / (name + ".safetensors"), network_, validation);
+  }
+  void write_bits(const std::string& name, int bits) {
+    write_quantized_checkpoint(folder_ / (name + ".safetensors"), network_, bits);
+  }
+  std::vector<std::string> names(const std::vector<std::string>& models = {}) {
+    selection_ = select_rows((folder_ / "p").string(), models);
+    std::vector<std::string> result;
+    for (const RowRequest& row : selection_.rows) result.push_back(row.name);
+    return result;
+  }
+  std::string refusal(const std::vector<std::string>& models) {
+    try {
+      names(models);
+    } catch (const InputError& error) {
+      return error.what();
+    }
+    return "";
+  }
+
+  NetworkDescription network_;
+  TemporaryFolder folder_;
+  RowSelection selection_;
+};
+
+TEST_F(RowsTest, ComeInTheOrderOfTheTable) {
+  write_bits("p_int2", 2);
+  write_bits("p_int4", 4);
+  write_bits("p_int8", 8);
+  write_bits("p_int16", 16);
+  write_float("p");
+  EXPECT_THAT(names(),
+              ElementsAre("FP32", "BF16", "int16", "int8 fused", "int8 fused", "int8", "int4", "int2"));
+  for (const RowRequest& row : selection_.rows) EXPECT_EQ(row.reference, folder_ / "p.safetensors");
+}
+
+TEST_F(RowsTest, OwnFilesStandBeforeOthers) {
+  write_float("another");
+  write_bits("another_int4", 4);
+  write_bits("p_int2a8_trained", 2);
+  write_bits("p_int2", 2);
+  write_float("p");
+  EXPECT_THAT(names(), ElementsAre("FP32", "BF16", "int2", "int2a8 trained", "FP32 (another)",
+                                   "BF16 (another)", "int4 (another)"));
+  EXPECT_EQ(selection_.rows.back().reference, folder_ / "another.safetensors");
+}
+
+TEST_F(RowsTest, TheBestCheckpointCountsOnlyWithValidation) {
+  write_float("p", "5000");
+  write_float("p.best", "5000");
+  names();
+  EXPECT_EQ(selection_.rows[0].file, folder_ / "p.best.safetensors");
+  write_float("p", "0");
+  names();
+  EXPECT_EQ(selection_.rows[0].file, folder_ / "p.safetensors");
+  EXPECT_THAT(selection_.remarks, testing::Contains(HasSubstr("p.best.safetensors")));
+}
+
+TEST_F(RowsTest, FilesPutAsideAreLeftOut) {
+  write_float("p");
+  write_float("p.old");
+  write_bits("p_int8.old2", 8);
+  EXPECT_THAT(names(), ElementsAre("FP32", "BF16"));
+}
+
+TEST_F(RowsTest, MissingFilesAreRemarked) {
+  write_float("p");
+  names();
+  EXPECT_THAT(selection_.remarks, testing::Contains(testing::AllOf(HasSubstr("p_int4.safetensors"),
+                                                                   HasSubstr("quant --bits 4"))));
+}
+
+TEST_F(RowsTest, NothingThereSaysWhatToRun) {
+  EXPECT_THAT(refusal({}),
+              testing::AllOf(HasSubstr("p.safetensors"), HasSubstr("train"), HasSubstr("quant")));
+}
+
+TEST_F(RowsTest, ModelsSelect) {
+  write_float("p");
+  write_bits("p_int4", 4);
+  write_bits("p_int2", 2);
+  EXPECT_THAT(names({"int2", "FP32"}), ElementsAre("int2", "FP32"));
+  EXPECT_THAT(names({"INT2"}), ElementsAre("int2"));
+  EXPECT_THAT(names({"p_int4"}), ElementsAre("int4"));
+  EXPECT_THAT(names({"p_int4.safetensors", "int4"}), ElementsAre("int4"));
+  EXPECT_THAT(names({(folder_ / "p.safetensors").string()}), ElementsAre("FP32", "BF16"));
+}
+
+TEST_F(RowsTest, ModelsMayLieElsewhere) {
+  write_float("p");
+  std::filesystem::create_directory(folder_ / "elsewhere");
+  write_bits("elsewhere/mine", 4);
+  EXPECT_THAT(names({(folder_ / "elsewhere/mine.safetensors").string()}), ElementsAre("int4 (mine)"));
+  EXPECT_EQ(selection_.rows[0].reference, folder_ / "p.safetensors");
+}
+
+TEST_F(RowsTest, UnknownModelsGetTheNearestName) {
+  write_float("p");
+  write_bits("p_int4", 4);
+  EXPECT_THAT(refusal({"int3"}), testing::AllOf(HasSubstr("'int3'"), HasSubstr("'int4'")));
+  EXPECT_THAT(refusal({"p_imt4"}), HasSubstr("'p_int4'"));
+}
+
+TEST_F(RowsTest, OwnFilesMustBeSound) {
+  write_float("p");
+  std::ofstream(folder_ / "p_int4.safetensors") << "cut";
+  EXPECT_THAT(refusal({}), HasSubstr("p_int4.safetensors"));
+}
+
+TEST_F(RowsTest, StrangersArePassedOver) {
+  write_float("p");
+  std::ofstream(folder_ / "stranger.safetensors") << "cut";
+  EXPECT_THAT(names(), ElementsAre("FP32", "BF16"));
+  EXPECT_THAT(selection_.remarks, testing::Contains(HasSubstr("stranger.safetensors")));
+}
+
+}  // namespace
+}  // namespace nibble
