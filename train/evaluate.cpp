@@ -5,9 +5,10 @@
 #include <vector>
 
 #include "graph/data/loader.h"
+#include "graph/network/instruction_set.h"
+#include "graph/network/integer_network.h"
 #include "graph/onednn/float_network.h"
 #include "graph/optimize/loss.h"
-#include "quant/simulation.h"
 
 namespace nibble {
 
@@ -57,11 +58,10 @@ Evaluation evaluate(const NetworkDescription& network, const FloatParameters& pa
 
 Evaluation evaluate_integers(const QuantizedNetwork& quantized, const Dataset& dataset, int batch_size,
                              int num_workers) {
-  Simulation simulation(quantized.network);
+  IntegerNetwork classifier(quantized, effective_instruction_set());
   return evaluate_with(
       [&](const Batch& batch, std::span<float> logits) {
-        const std::vector<float> values = simulation.run(quantized.parameters, batch.pixels);
-        std::copy(values.begin(), values.end(), logits.begin());
+        classifier.run(batch.pixels.data(), batch.size, logits.data());
       },
       quantized.network, dataset, largest_batch(dataset, batch_size), num_workers);
 }

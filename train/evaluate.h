@@ -23,7 +23,7 @@ struct Evaluation {
 Evaluation evaluate(const NetworkDescription& network, const FloatParameters& parameters,
                     const Dataset& dataset, int batch_size, int num_workers, Precision precision);
 
-/// The same of a quantized network of at most 8 bits, in exact integers (quant/simulation.h).
+/// The same of a quantized network, run as the file of it will be: in integers.
 Evaluation evaluate_integers(const QuantizedNetwork& quantized, const Dataset& dataset, int batch_size,
                              int num_workers);
 
