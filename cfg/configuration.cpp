@@ -238,6 +238,14 @@ void check_configuration(const Configuration& configuration, const std::string& 
   if (!configuration.cfg_quant.from.empty() && configuration.cfg_quant.bits == 0) {
     refuse("cfg_quant.from is given without cfg_quant.bits; add the width, 8, 4 or 2");
   }
+  if (configuration.trains_quantized()) {
+    if (configuration.cfg_quant.bits == 16 || configuration.cfg_quant.activation_bits == 16) {
+      refuse("trained quantization (cfg_quant.from) has 8, 4 or 2 bits, not 16; quantize without training");
+    }
+    if (configuration.cfg_train.weight_average > 0) {
+      refuse("cfg_train.weight_average does not go with trained quantization (cfg_quant.from); set it to 0");
+    }
+  }
 }
 
 json to_json(const Configuration& configuration) {

@@ -18,6 +18,7 @@
 #include "quant/observer.h"
 #include "quant/quantize.h"
 #include "quant/quantize_unfused.h"
+#include "quant/trained.h"
 
 namespace nibble {
 namespace {
@@ -65,9 +66,8 @@ QuantizationOptions quantization_of(const QuantConfiguration& quant) {
 
 /// P_int8, P_int8_unfused, P_int2a8, P_int8_pair_safe ...
 fs::path output_file(const std::string& checkpoint_path, const QuantizationOptions& options, bool fuse) {
-  std::string name = CheckpointPaths(checkpoint_path).last.replace_extension().string();
-  name += fmt::format("_int{}", options.bits);
-  if (options.activation_bits != options.bits) name += fmt::format("a{}", options.activation_bits);
+  std::string name =
+      integer_file(checkpoint_path, options.bits, options.activation_bits).replace_extension().string();
   if (!fuse) name += "_unfused";
   if (options.pair_safe) name += "_pair_safe";
   return name + ".safetensors";
@@ -126,6 +126,34 @@ void print_file(const fs::path& file, const std::string& signature) {
              static_cast<double>(fs::file_size(file)) / 1e6, signature);
 }
 
+/// The integer network of a trained quantization, written again as training wrote it.
+int export_program(const QuantOptions& options, const Configuration& configuration,
+                   const TensorFile& source) {
+  const QuantizedNetwork quantized = export_trained(source);
+  const QuantizedParameters& parameters = quantized.parameters;
+  if ((options.bits && *options.bits != parameters.weight_bits) ||
+      (options.activation_bits && *options.activation_bits != parameters.activation_bits)) {
+    throw InputError(
+        fmt::format("{} was trained with {}-bit weights and {}-bit activations and has no other "
+                    "widths; leave out --bits and --activation-bits",
+                    source.file.string(), parameters.weight_bits, parameters.activation_bits));
+  }
+  const fs::path output = options.output ? fs::path(*options.output)
+                                         : integer_file(configuration.cfg.checkpoint_path,
+                                                        parameters.weight_bits, parameters.activation_bits);
+  std::error_code ignored;
+  if (fs::equivalent(output, source.file, ignored)) {
+    throw InputError(output.string() + " is the training's checkpoint itself; name another file with -o");
+  }
+  write_quantized(output, quantized);
+  const Dataset generated = generated_images(kSignatureImages);
+  std::vector<float> logits(static_cast<std::size_t>(kSignatureImages * quantized.network.classes));
+  IntegerNetwork(read_quantized(output), effective_instruction_set())
+      .run(generated.pixels.data(), kSignatureImages, logits.data());
+  print_file(output, signature(logits));
+  return 0;
+}
+
 }  // namespace
 
 void add_quant_options(CLI::App& app, QuantOptions& options) {
@@ -158,14 +186,14 @@ void add_quant_options(CLI::App& app, QuantOptions& options) {
 
 int quant_program(const QuantOptions& options) {
   const Configuration configuration = configuration_of(options);
-  const QuantizationOptions quantization = quantization_of(configuration.cfg_quant);
-  const bool fuse = configuration.cfg_quant.fuse;
-
   const ChosenCheckpoint chosen = choose_checkpoint(configuration.cfg.checkpoint_path);
   if (!chosen.ignored_best.empty()) {
     fmt::print(stderr, "quant: {} is of an older training and is ignored\n", chosen.ignored_best.string());
   }
   const TensorFile source = read_tensor_file(chosen.file);
+  if (is_trained(source)) return export_program(options, configuration, source);
+  const QuantizationOptions quantization = quantization_of(configuration.cfg_quant);
+  const bool fuse = configuration.cfg_quant.fuse;
   const NetworkDescription network = stored_network(source);
   const FloatParameters parameters = stored_parameters(network, source);
   const fs::path output = options.output ? fs::path(*options.output)

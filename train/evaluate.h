@@ -5,6 +5,7 @@
 #include "graph/data/cifar10.h"
 #include "graph/network/description.h"
 #include "graph/network/float_parameters.h"
+#include "graph/network/quantized_parameters.h"
 #include "graph/onednn/precision.h"
 
 namespace nibble {
@@ -21,5 +22,9 @@ struct Evaluation {
 /// Runs all images of a labelled data set through the network in inference form (batch normalization folded).
 Evaluation evaluate(const NetworkDescription& network, const FloatParameters& parameters,
                     const Dataset& dataset, int batch_size, int num_workers, Precision precision);
+
+/// The same of a quantized network, run as the file of it will be: in integers.
+Evaluation evaluate_integers(const QuantizedNetwork& quantized, const Dataset& dataset, int batch_size,
+                             int num_workers);
 
 }  // namespace nibble

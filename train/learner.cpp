@@ -3,12 +3,20 @@
 #include <algorithm>
 #include <string>
 
+#include "graph/data/sha256.h"
+#include "graph/network/checkpoint_path.h"
 #include "graph/network/error.h"
+#include "quant/calibration.h"
+#include "quant/trained.h"
 #include "train/initialize.h"
 #include "train/mixup.h"
 
 namespace nibble {
 namespace {
+
+constexpr const char* kFloatFormat = "nibble-float-1";
+constexpr const char* kProvenanceKeys[] = {
+    "from", "from_sha256", "observer", "calibration_seed", "calibration_count", "calibration_sha256"};
 
 std::vector<OptimizedTensor> optimized_tensors(FloatTraining& network,
                                                const TrainConfiguration& configuration) {
@@ -46,16 +54,20 @@ Precision precision_of(const TrainConfiguration& configuration) {
   return configuration.precision == "bf16" ? Precision::bf16 : Precision::fp32;
 }
 
-Learner::Learner(const Configuration& configuration, const NetworkDescription& network)
-    : configuration_(configuration.cfg_train),
-      description_(network),
-      network_(network, configuration.cfg_dataloader_train.batch_size,
-               precision_of(configuration.cfg_train)) {
-  network_.set_parameters(initial_parameters(network, configuration_.seed));
+Learner::Learner(const Configuration& configuration, const NetworkDescription& network,
+                 const Dataset& training, const TensorFile* state)
+    : configuration_(configuration.cfg_train), description_(network) {
+  if (configuration.trains_quantized()) {
+    start_quantized(configuration, training, state);
+  } else {
+    network_ = std::make_unique<FloatTraining>(network, configuration.cfg_dataloader_train.batch_size,
+                                               precision_of(configuration_));
+    network_->set_parameters(initial_parameters(network, configuration_.seed));
+  }
   optimizer_ =
-      make_optimizer(optimizer_settings(configuration_), optimized_tensors(network_, configuration_));
+      make_optimizer(optimizer_settings(configuration_), optimized_tensors(*network_, configuration_));
   if (configuration_.weight_average > 0) {
-    flatten(network_.parameters(), flat_);
+    flatten(network_->parameters(), flat_);
     average_.emplace(configuration_.weight_average, flat_);
   }
   const std::size_t batch = static_cast<std::size_t>(configuration.cfg_dataloader_train.batch_size);
@@ -64,8 +76,8 @@ Learner::Learner(const Configuration& configuration, const NetworkDescription& n
   if (!configuration_.distillation.teacher.empty()) {
     const TensorFile file = read_tensor_file(configuration_.distillation.teacher);
     const NetworkDescription teacher = stored_network(file);
-    teacher_.emplace(teacher, stored_parameters(teacher, file),
-                     configuration.cfg_dataloader_train.batch_size);
+    teacher_.emplace(teacher, stored_parameters(teacher, file), configuration.cfg_dataloader_train.batch_size,
+                     precision_of(configuration_));
     teacher_logits_.resize(logits);
     other_gradient_.resize(logits);
   }
@@ -74,6 +86,49 @@ Learner::Learner(const Configuration& configuration, const NetworkDescription& n
     mixed_labels_.resize(batch);
     other_gradient_.resize(logits);
   }
+}
+
+void Learner::start_quantized(const Configuration& configuration, const Dataset& training,
+                              const TensorFile* state) {
+  const QuantConfiguration& quant = configuration.cfg_quant;
+  const int batch_size = configuration.cfg_dataloader_train.batch_size;
+  const auto make = [&](const LearnedScales& scales) {
+    auto made =
+        std::make_unique<QuantizedTraining>(description_, scales, batch_size, precision_of(configuration_));
+    quantized_ = made.get();
+    network_ = std::move(made);
+  };
+  if (state != nullptr) {
+    for (const char* key : kProvenanceKeys) {
+      const auto found = state->metadata.find(key);
+      if (found != state->metadata.end()) provenance_[key] = found->second;
+    }
+    make(stored_scales(description_, *state));
+    return;
+  }
+  const ChosenCheckpoint chosen = choose_checkpoint(quant.from);
+  const TensorFile file = read_tensor_file(chosen.file);
+  if (stored_network(file) != description_) {
+    throw InputError(chosen.file.string() +
+                     " (cfg_quant.from) is of another network than the configuration's; choose one of this");
+  }
+  const FloatParameters parameters = stored_parameters(description_, file);
+  const std::vector<std::uint32_t> indices =
+      calibration_indices(training.count(), quant.calibration_images, quant.seed);
+  std::vector<std::uint8_t> pixels;
+  for (const std::uint32_t each : indices) {
+    const auto image = training.image(each);
+    pixels.insert(pixels.end(), image.begin(), image.end());
+  }
+  const int activation_bits = quant.activation_bits == 0 ? quant.bits : quant.activation_bits;
+  make(initial_scales(description_, parameters, pixels, quant.bits, activation_bits, quant.observer));
+  network_->set_parameters(parameters);
+  provenance_ = {{"from", chosen.file.filename().string()},
+                 {"from_sha256", sha256_of_file(chosen.file)},
+                 {"observer", quant.observer == "auto" ? "mse" : quant.observer},
+                 {"calibration_seed", std::to_string(quant.seed)},
+                 {"calibration_count", std::to_string(indices.size())},
+                 {"calibration_sha256", index_list_sha256(indices)}};
 }
 
 LossResult Learner::step(const Batch& batch, double learning_rate) {
@@ -88,13 +143,14 @@ LossResult Learner::step(const Batch& batch, double learning_rate) {
     std::rotate_copy(batch.labels.begin(), batch.labels.begin() + mixup.shift, batch.labels.end(),
                      mixed_labels_.begin());
   }
-  const std::span<const float> logits = network_.forward(pixels, batch.size);
+  const std::span<const float> logits = network_->forward(pixels, batch.size);
   LossResult result = add_losses(logits, batch, pixels);
   if (configuration_.loss_reduction == "mean") result.loss *= batch.size;
-  network_.backward(std::span(gradient_).first(logits.size()));
+  network_->backward(std::span(gradient_).first(logits.size()));
   optimizer_->step(learning_rate);
+  if (quantized_ != nullptr) quantized_->keep_scales_positive();
   if (average_) {
-    flatten(network_.parameters(), flat_);
+    flatten(network_->parameters(), flat_);
     average_->update(flat_);
   }
   return result;
@@ -129,25 +185,42 @@ LossResult Learner::add_losses(std::span<const float> logits, const Batch& batch
 }
 
 FloatParameters Learner::parameters() const {
-  FloatParameters parameters = network_.parameters();
+  FloatParameters parameters = network_->parameters();
   if (average_) unflatten(average_->values(), parameters);
   return parameters;
 }
 
-void Learner::store(TensorFile& file) const {
+Evaluation Learner::evaluate(const Dataset& dataset, const DataLoaderConfiguration& loader) const {
+  if (quantized_ != nullptr) {
+    return evaluate_integers(
+        {description_, integer_parameters(description_, parameters(), quantized_->scales())}, dataset,
+        loader.batch_size, loader.num_workers);
+  }
+  return nibble::evaluate(description_, parameters(), dataset, loader.batch_size, loader.num_workers,
+                          precision_of(configuration_));
+}
+
+void Learner::store_network(TensorFile& file) const {
   store_parameters(description_, parameters(), file);
+  if (quantized_ == nullptr) return;
+  store_scales(quantized_->scales(), file);
+  file.metadata.insert(provenance_.begin(), provenance_.end());
+}
+
+void Learner::store(TensorFile& file) const {
+  store_network(file);
   optimizer_->store(file);
   if (average_) {
     average_->store(file);
     std::vector<float> current;
-    flatten(network_.parameters(), current);
+    flatten(network_->parameters(), current);
     const std::int64_t shape[] = {std::ssize(current)};
     file.set<float>("optimizer.weights", shape, current);
   }
 }
 
 void Learner::restore(const TensorFile& file) {
-  if (stored_network(file) != description_) {
+  if (stored_network(file, quantized_ == nullptr ? kFloatFormat : kTrainedFormat) != description_) {
     throw InputError(file.file.string() + ": its network is not the configuration's");
   }
   FloatParameters parameters = stored_parameters(description_, file);
@@ -157,7 +230,8 @@ void Learner::restore(const TensorFile& file) {
     average_->restore(file);
   }
   optimizer_->restore(file);
-  network_.set_parameters(parameters);
+  network_->set_parameters(parameters);
+  if (quantized_ != nullptr) quantized_->set_scales(stored_scales(description_, file));
 }
 
 }  // namespace nibble

@@ -10,6 +10,7 @@
 #include "graph/network/checkpoint_path.h"
 #include "graph/network/error.h"
 #include "graph/optimize/denormals.h"
+#include "quant/trained.h"
 #include "train/evaluate.h"
 #include "train/interrupt.h"
 #include "train/learner.h"
@@ -36,12 +37,36 @@ fs::path data_folder(const Configuration& configuration) {
   return prepare_cifar10(configuration.cfg_CIFAR.root, configuration.cfg_CIFAR.download, download);
 }
 
+void print_evaluation(const fs::path& file, const Evaluation& result) {
+  fmt::print("{}: top-1 {:.2f} % ({} of {}), loss {:.4f}, {:.0f} images/s\n", file.string(),
+             100 * result.top1(), result.correct, result.images, result.loss, result.images / result.seconds);
+}
+
+int evaluate_quantized(const Configuration& configuration, const fs::path& file,
+                       const QuantizedNetwork& quantized) {
+  const Dataset test = read_cifar10(data_folder(configuration), Split::test);
+  print_evaluation(file, evaluate_integers(quantized, test, configuration.cfg_dataloader_test.batch_size,
+                                           configuration.cfg_dataloader_test.num_workers));
+  return 0;
+}
+
+/// Writes the integer network of a finished trained quantization and evaluates what was written.
+int export_checkpoint(const Configuration& configuration) {
+  const ChosenCheckpoint chosen = choose_checkpoint(configuration.cfg.checkpoint_path);
+  const QuantizedNetwork quantized = export_trained(read_tensor_file(chosen.file));
+  const fs::path output = integer_file(configuration.cfg.checkpoint_path, quantized.parameters.weight_bits,
+                                       quantized.parameters.activation_bits);
+  write_quantized(output, quantized);
+  return evaluate_quantized(configuration, output, read_quantized(output));
+}
+
 int evaluate_checkpoint(const Configuration& configuration) {
   const ChosenCheckpoint chosen = choose_checkpoint(configuration.cfg.checkpoint_path);
   if (!chosen.ignored_best.empty()) {
     fmt::print(stderr, "train: {} is of an older training and is ignored\n", chosen.ignored_best.string());
   }
   const TensorFile file = read_tensor_file(chosen.file);
+  if (is_trained(file)) return evaluate_quantized(configuration, chosen.file, export_trained(file));
   const NetworkDescription network = stored_network(file);
   const FloatParameters parameters = stored_parameters(network, file);
   const Dataset test = read_cifar10(data_folder(configuration), Split::test);
@@ -49,8 +74,7 @@ int evaluate_checkpoint(const Configuration& configuration) {
   const Evaluation result =
       evaluate(network, parameters, test, configuration.cfg_dataloader_test.batch_size,
                configuration.cfg_dataloader_test.num_workers, precision_of(configuration.cfg_train));
-  fmt::print("{}: top-1 {:.2f} % ({} of {}), loss {:.4f}, {:.0f} images/s\n", chosen.file.string(),
-             100 * result.top1(), result.correct, result.images, result.loss, result.images / result.seconds);
+  print_evaluation(chosen.file, result);
   return 0;
 }
 
@@ -79,11 +103,6 @@ void add_train_options(CLI::App& app, TrainOptions& options) {
 int train_program(const TrainOptions& options) {
   const Configuration configuration = configuration_of(options);
   if (options.evaluate) return evaluate_checkpoint(configuration);
-  if (configuration.trains_quantized()) {
-    throw InputError(
-        configuration.file.string() +
-        ": cfg_quant.from asks for trained quantization, which this version does not have; remove it");
-  }
   require_precision(precision_of(configuration.cfg_train));
   if (!options.no_resume && is_finished(configuration.cfg.checkpoint_path)) {
     fmt::print(stderr,
@@ -104,7 +123,8 @@ int train_program(const TrainOptions& options) {
       train_network(configuration, {&training, held_out > 0 ? &validation : nullptr, &test}, files,
                     [] { return interrupted_by() != 0; });
   if (end == TrainingEnd::interrupted) return 128 + interrupted_by();
-  return evaluate_checkpoint(configuration);
+  return configuration.trains_quantized() ? export_checkpoint(configuration)
+                                          : evaluate_checkpoint(configuration);
 }
 
 }  // namespace nibble

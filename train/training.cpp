@@ -54,7 +54,7 @@ class TrainingRun {
         data_(data),
         paths_(files.paths()),
         network_(network_of(configuration)),
-        learner_(configuration_, network_),
+        learner_(configuration_, network_, *data.training, files.state() ? &*files.state() : nullptr),
         loader_(*data.training, loader_options()),
         schedule_(schedule_of(train_)),
         steps_(loader_.batches_per_epoch()),
@@ -219,15 +219,13 @@ class TrainingRun {
   // Evaluates on a data set; writes `best_file` when this is the best so far.
   void evaluate_on(const std::string& name, const Dataset& dataset, int& best, const fs::path& best_file,
                    nlohmann::ordered_json& line) {
-    const Evaluation result =
-        evaluate(network_, learner_.parameters(), dataset, configuration_.cfg_dataloader_test.batch_size,
-                 configuration_.cfg_dataloader_test.num_workers, precision_of(train_));
+    const Evaluation result = learner_.evaluate(dataset, configuration_.cfg_dataloader_test);
     line[name + "_loss"] = result.loss;
     line[name + "_top1"] = result.top1();
     if (result.correct <= best) return;
     best = result.correct;
     TensorFile file;
-    store_parameters(network_, learner_.parameters(), file);
+    learner_.store_network(file);
     describe(file);
     file.metadata["selected_on"] = name;
     file.metadata["selected_top1"] = fmt::format("{}", result.top1());
@@ -245,7 +243,7 @@ class TrainingRun {
   void save(const fs::path& path) {
     TensorFile file;
     if (position_.finished) {
-      store_parameters(network_, learner_.parameters(), file);
+      learner_.store_network(file);
     } else {
       learner_.store(file);
     }

@@ -18,7 +18,8 @@ enum class ParameterKind {
   batch_norm_scale,
   batch_norm_shift,
   linear_weight,
-  linear_bias
+  linear_bias,
+  quantizer_scale  ///< of QuantizedTraining
 };
 
 /// A run of values in FloatTraining::trainable() and, at the same place, in gradients().
@@ -64,6 +65,11 @@ class FloatTraining {
   std::span<const float> forward(std::span<const std::uint8_t> pixels_nhwc, int count);
   /// `logit_gradients`: [count][classes], d loss / d logits of the last forward().
   void backward(std::span<const float> logit_gradients);
+
+ protected:
+  explicit FloatTraining(std::unique_ptr<TrainingImplementation> implementation);
+  TrainingImplementation& implementation() { return *implementation_; }
+  const TrainingImplementation& implementation() const { return *implementation_; }
 
  private:
   std::unique_ptr<TrainingImplementation> implementation_;

@@ -35,6 +35,7 @@ Normalization::Normalization(int count) : channels(count) {
   for (auto* values : {&running_mean, &running_variance, &center, &mean, &scale, &shift, &a, &b, &c}) {
     values->assign(index(count), 0.0F);
   }
+  unit.assign(index(count), 1.0F);
   deviation_.assign(index(count), 0.0);
 }
 
@@ -44,28 +45,31 @@ void Normalization::take_statistics(std::size_t channel, double sum, double squa
   // Nothing cancels here, as `center` is near the mean.
   const double variance = std::max(0.0, square / pixels - shifted * shifted);
   const double batch_mean = shifted + double{center[channel]};
-  const double deviation = std::sqrt(variance + kBatchNormalizationEpsilon);
+  const double one = double{unit[channel]};
+  const double output_one = double{output_unit};
+  const double deviation = std::sqrt(variance + kBatchNormalizationEpsilon / (one * one));
   const double unbiased = pixels > 1 ? variance * pixels / (pixels - 1) : variance;
   const auto move = [](float& running, double batch) {
     running = static_cast<float>((1 - kMomentum) * double{running} + kMomentum * batch);
   };
-  move(running_mean[channel], batch_mean);
-  move(running_variance[channel], unbiased);
+  move(running_mean[channel], batch_mean * one);
+  move(running_variance[channel], unbiased * one * one);
   deviation_[channel] = deviation;
   mean[channel] = static_cast<float>(batch_mean);
-  scale[channel] = static_cast<float>(double{gamma_value} / deviation);
-  shift[channel] = static_cast<float>(double{beta_value} - batch_mean * double{gamma_value} / deviation);
+  scale[channel] = static_cast<float>(double{gamma_value} / deviation / output_one);
+  shift[channel] =
+      static_cast<float>((double{beta_value} - batch_mean * double{gamma_value} / deviation) / output_one);
 }
 
 double Normalization::take_gradient(std::size_t channel, double sum, double product, double pixels,
                                     float gamma_value) {
   const double deviation = deviation_[channel];
-  const double slope = double{gamma_value} / deviation;
+  const double slope = double{gamma_value} / deviation / double{output_unit};
   const double along_y = -slope * product / (pixels * deviation * deviation);
   a[channel] = static_cast<float>(slope);
   b[channel] = static_cast<float>(along_y);
   c[channel] = static_cast<float>(-slope * sum / pixels - along_y * double{mean[channel]});
-  return product / deviation;
+  return product / deviation / double{output_unit};
 }
 
 template <typename T>

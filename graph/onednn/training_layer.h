@@ -21,6 +21,9 @@ struct Normalization {
   std::size_t gamma = 0;  ///< offsets in the trainable values
   std::size_t beta = 0;
   std::vector<float> running_mean, running_variance;
+  /// What 1 in y stands for, and 1 in z: both 1 in float; products of scales where y and z are integers.
+  std::vector<float> unit;
+  float output_unit = 1;
   std::vector<float> center;  ///< what is subtracted before summing: near the mean of the next batch
   std::vector<float> mean, scale, shift;  ///< z = y * scale + shift
   std::vector<float> a, b, c;             ///< dy = a * g + (b * y + c)

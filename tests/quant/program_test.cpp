@@ -17,6 +17,7 @@
 #include "graph/network/signature.h"
 #include "graph/onednn/int8_unfused_parameters.h"
 #include "quant/simulation.h"
+#include "quant/trained.h"
 #include "tests/graph/onednn/cases.h"
 #include "tests/temporary_folder.h"
 
@@ -114,6 +115,24 @@ TEST_F(QuantProgram, RefusesToCalibrateWithoutData) {
 
 TEST_F(QuantProgram, RefusesToOverwriteItsSource) {
   expect_refusal("--bits 8 -o " + (folder_ / "p.safetensors").string(), "is the FP32 checkpoint itself");
+}
+
+/// There are no data here, and none are needed.
+TEST_F(QuantProgram, ExportsATrainedNetworkWithoutCalibrating) {
+  TensorFile file;
+  store_parameters(network_, parameters_, file);
+  store_scales(initial_scales(network_, parameters_, cases::random_pixels(network_, 4, 3), 2, 4, "auto"),
+               file);
+  write_tensor_file(folder_ / "p.safetensors", file);
+  ASSERT_EQ(run(""), 0) << message;
+  const QuantizedNetwork written = read_quantized(folder_ / "p_int2a4.safetensors");
+  EXPECT_EQ(written.parameters.weight_bits, 2);
+  EXPECT_EQ(written.parameters.activation_bits, 4);
+  EXPECT_EQ(written.parameters.provenance.at("source"), "p.safetensors");
+  const std::vector<float> logits =
+      Simulation(network_).run(written.parameters, generated_images(1000).pixels);
+  EXPECT_THAT(output, HasSubstr(signature(logits)));
+  expect_refusal("--bits 4", "was trained with 2-bit weights and 4-bit activations and has no other widths");
 }
 
 TEST_F(QuantProgram, WritesFilesUnderTheirNamesWithTheSignatureItPrints) {

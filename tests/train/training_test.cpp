@@ -10,6 +10,9 @@
 #include <vector>
 
 #include "graph/network/error.h"
+#include "graph/optimize/loss.h"
+#include "quant/simulation.h"
+#include "quant/trained.h"
 #include "tests/temporary_folder.h"
 #include "tests/train/generated_data.h"
 #include "train/initialize.h"
@@ -33,6 +36,15 @@ const char* const kEverything = R"({
   "cfg_train": {"n_epoches": 2, "optimizer": "sgd", "learning_rate": 0.1, "schedule": "cosine", "warmup_epochs": 1,
                 "weight_decay_on": "convolutions", "loss_reduction": "mean", "label_smoothing": 0.1,
                 "weight_average": 0.9, "augmentation": {"cutout": 8, "mixup": 0.5}}
+})";
+
+// Goes on from a float network of the same shape, which is its teacher too.
+const char* const kQuantized = R"({
+  "cfg_network": {"variant": "he", "depth": 20, "shortcut": "B"},
+  "cfg_dataloader_train": {"batch_size": 16, "num_workers": 1},
+  "cfg_train": {"n_epoches": 2, "optimizer": "sgd", "learning_rate": 0.01, "schedule": "cosine",
+                "weight_decay_on": "convolutions", "loss_reduction": "mean", "distillation": {"temperature": 2}},
+  "cfg_quant": {"bits": 2, "activation_bits": 4, "calibration_images": 16}
 })";
 
 class Training : public testing::Test {
@@ -121,6 +133,52 @@ TEST_F(Training, StoppedAnywhereGoesOnWithTheSameBits) {
       }
     }
   }
+}
+
+/// Scales and their momentum are part of the state; what a log and a file say of a quantized network is of
+/// its integers.
+TEST_F(Training, QuantizedGoesOnWithTheSameBitsAndIsItsIntegers) {
+  Configuration start = configuration(kEverything, "float");
+  start.cfg_train.n_epoches = 1;
+  ASSERT_EQ(train(start), TrainingEnd::finished);
+  const auto quantized = [&](const std::string& name) {
+    Configuration result = configuration(kQuantized, name);
+    result.cfg_quant.from = start.cfg.checkpoint_path;
+    result.cfg_train.distillation.teacher = CheckpointPaths(start.cfg.checkpoint_path).last;
+    return result;
+  };
+  const Configuration straight = quantized("straight");
+  ASSERT_EQ(train(straight), TrainingEnd::finished);
+  for (const int steps : {1, 4}) {
+    const Configuration stopped = quantized("stopped" + std::to_string(steps));
+    int done = 0;
+    ASSERT_EQ(train(stopped, [&] { return ++done == steps; }), TrainingEnd::interrupted);
+    ASSERT_EQ(train(stopped), TrainingEnd::finished);
+    expect_same_tensors(last(straight), last(stopped));
+    EXPECT_EQ(last(straight).metadata.at("from_sha256"), last(stopped).metadata.at("from_sha256"));
+  }
+
+  const TensorFile file = last(straight);
+  EXPECT_THROW(stored_network(file), InputError);  // not a float network
+  const QuantizedNetwork exported = export_trained(file);
+  EXPECT_EQ(exported.parameters.weight_bits, 2);
+  EXPECT_EQ(exported.parameters.activation_bits, 4);
+  const std::vector<float> logits = Simulation(exported.network).run(exported.parameters, test_.pixels);
+  const LossResult loss = softmax_cross_entropy(logits, test_.labels, 10, Reduction::mean, 0, {});
+  const nlohmann::json epoch = epochs_of(straight).back();
+  EXPECT_DOUBLE_EQ(epoch.at("test_loss"), loss.loss);
+  EXPECT_EQ(epoch.at("test_top1"), loss.correct / 10.0);
+}
+
+TEST_F(Training, QuantizedFromAnotherNetworkIsRefused) {
+  Configuration start = configuration(kAdamw, "float");
+  start.cfg_train.n_epoches = 1;
+  ASSERT_EQ(train(start), TrainingEnd::finished);
+  Configuration other = configuration(kQuantized, "other");
+  other.cfg_quant.from = start.cfg.checkpoint_path;
+  EXPECT_NE(message_of([&] { train(other); }).find("cfg_quant.from"), std::string::npos);
+  other.cfg_quant.from = (folder_ / "missing").string();
+  EXPECT_NE(message_of([&] { train(other); }).find("missing"), std::string::npos);
 }
 
 TEST_F(Training, TwoThreadsGiveTheSameBitsEachTime) {

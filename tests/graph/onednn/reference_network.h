@@ -37,7 +37,7 @@ class Network {
   /// The smallest distance from zero of anything that went into a ReLU in the last forward.
   double relu_margin = 0;
 
- private:
+ protected:
   Values relu(Values values);
   Values convolve(int layer, const Values& x) const;
   Values normalize(int layer, const Values& y, bool training);

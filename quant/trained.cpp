@@ -1,0 +1,189 @@
+#include "quant/trained.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "graph/data/sha256.h"
+#include "graph/network/checkpoint_path.h"
+#include "graph/network/error.h"
+#include "graph/network/fold.h"
+#include "graph/onednn/fake_quantization.h"
+#include "kernels/requantize.h"
+#include "quant/calibration.h"
+#include "quant/observer.h"
+#include "quant/weight_quantization.h"
+
+namespace nibble {
+namespace {
+
+constexpr int kStreamBits = 8;
+/// Below this a scale makes its channel zero: numbers.md's stand-in.
+constexpr double kSmallestScale = 0x1p-100;
+
+/// What the first convolution's weights are multiplied with before they are divided by their scale.
+float pixel_factor(std::size_t input_channel) {
+  return kMeanDeviation / kPixelDeviation[input_channel];
+}
+
+std::vector<float> step_sizes(std::span<const float> weights, std::size_t channels, int bits) {
+  const std::vector<float> no_bias(channels, 0.0F);
+  WeightRule rule;
+  rule.bits = bits;
+  return quantize_weights(weights, no_bias, rule, ScaleChoice::mse).weight_scale;
+}
+
+QuantizedLayer empty_layer(int bits, std::size_t channels, std::size_t weights) {
+  QuantizedLayer layer;
+  layer.weight_bits = bits;
+  if (bits == 2) layer.levels.assign(kDefaultLevels.begin(), kDefaultLevels.end());
+  layer.weights.resize(weights);
+  layer.weight_scale.resize(channels);
+  layer.bias.resize(channels);
+  return layer;
+}
+
+QuantizedLayer fold_convolution(const FloatConvolution& source, const std::vector<float>& scales, int bits,
+                                bool is_first) {
+  const std::size_t channels = scales.size();
+  const std::size_t taps = source.weight.size() / channels;
+  QuantizedLayer layer = empty_layer(bits, channels, source.weight.size());
+  for (std::size_t c = 0; c < channels; ++c) {
+    const double factor =
+        double{source.gamma[c]} / std::sqrt(double{source.running_variance[c]} + kBatchNormalizationEpsilon);
+    const double step = is_first ? double{scales[c]} / (255 * double{kMeanDeviation}) : double{scales[c]};
+    std::int64_t border = 0;
+    bool is_zero = true;
+    for (std::size_t i = 0; i < taps; ++i) {
+      const float weight = source.weight[c * taps + i];
+      const float value = is_first ? weight * pixel_factor(i % 3) : weight;
+      const auto integer = static_cast<std::int16_t>(quantize_weight(value / scales[c], bits));
+      if (is_first) border += std::int64_t{integer} * kBorderPixel[i % 3];
+      is_zero = is_zero && (bits == 2 ? weight == 0 : integer == 0);
+      layer.weights[c * taps + i] = factor < 0 ? static_cast<std::int16_t>(-integer) : integer;
+    }
+    double mean = double{source.running_mean[c]};
+    if (is_zero || step * std::fabs(factor) < kSmallestScale) {
+      std::fill_n(layer.weights.begin() + static_cast<std::ptrdiff_t>(c * taps), taps,
+                  bits == 2 ? layer.levels[2] : std::int16_t{0});
+      layer.weight_scale[c] = bits == 2 ? static_cast<float>(kSmallestScale) : 1.0F;
+    } else {
+      mean += step * static_cast<double>(border);
+      layer.weight_scale[c] = static_cast<float>(step * std::fabs(factor));
+    }
+    layer.bias[c] = static_cast<float>(double{source.beta[c]} - mean * factor);
+  }
+  return layer;
+}
+
+const std::string& entry(const TensorFile& file, const std::string& key) {
+  static const std::string none;
+  const auto found = file.metadata.find(key);
+  return found == file.metadata.end() ? none : found->second;
+}
+
+}  // namespace
+
+LearnedScales initial_scales(const NetworkDescription& network, const FloatParameters& parameters,
+                             std::span<const std::uint8_t> pixels_nhwc, int weight_bits, int activation_bits,
+                             const std::string& observer_name) {
+  LearnedScales scales;
+  scales.weight_bits = weight_bits;
+  scales.activation_bits = activation_bits;
+  for (std::size_t i = 0; i < network.convolutions.size(); ++i) {
+    std::vector<float> weights = parameters.convolutions[i].weight;
+    if (i == 0) {
+      for (std::size_t k = 0; k < weights.size(); ++k) weights[k] *= pixel_factor(k % 3);
+    }
+    scales.weights.push_back(
+        step_sizes(weights, parameters.convolutions[i].gamma.size(), trained_weight_bits(scales, i)));
+  }
+  scales.linear = step_sizes(parameters.linear_weight, parameters.linear_bias.size(), 8);
+
+  const Observer& observer = find_observer(observer_name == "auto" ? "mse" : observer_name);
+  const Calibration calibration =
+      calibrate(network, fold_batch_normalization(network, parameters), pixels_nhwc);
+  const auto scale = [&](int convolution, int highest) {
+    return choose_scale(observer, calibration.outputs[static_cast<std::size_t>(convolution)], highest);
+  };
+  const int limit = activation_limit(activation_bits);
+  const int stream_limit = activation_limit(kStreamBits);
+  int producer = 0;  // of the stream
+  scales.first_output = scale(0, stream_limit);
+  for (const Block& shape : network.blocks) {
+    LearnedBlockScales block;
+    if (activation_bits < 8) block.input = scale(producer, limit);
+    block.middle = scale(shape.conv1, limit);
+    if (shape.shortcut == Shortcut::projection) {
+      block.shortcut = scale(shape.projection, shortcut_range(kStreamBits).highest);
+    }
+    block.output = scale(shape.conv2, stream_limit);
+    producer = shape.conv2;
+    scales.blocks.push_back(block);
+  }
+  return scales;
+}
+
+QuantizedParameters integer_parameters(const NetworkDescription& network, const FloatParameters& parameters,
+                                       const LearnedScales& scales) {
+  QuantizedParameters result;
+  result.weight_bits = scales.weight_bits;
+  result.activation_bits = scales.activation_bits;
+  for (std::size_t i = 0; i < network.convolutions.size(); ++i) {
+    result.convolutions.push_back(fold_convolution(parameters.convolutions[i], scales.weights[i],
+                                                   trained_weight_bits(scales, i), i == 0));
+  }
+  result.first_output_scale = scales.first_output;
+  float stream = scales.first_output;
+  for (std::size_t i = 0; i < network.blocks.size(); ++i) {
+    const LearnedBlockScales& learned = scales.blocks[i];
+    QuantizedBlock block{};
+    block.input_bits = scales.activation_bits;
+    block.middle_bits = scales.activation_bits;
+    block.input_scale = scales.activation_bits < 8 ? learned.input : stream;
+    block.middle_scale = learned.middle;
+    block.shortcut_scale = network.blocks[i].shortcut == Shortcut::projection ? learned.shortcut : 1.0F;
+    block.output_scale = learned.output;
+    stream = learned.output;
+    result.blocks.push_back(block);
+  }
+  const std::size_t classes = parameters.linear_bias.size();
+  const std::size_t features = parameters.linear_weight.size() / classes;
+  result.linear = empty_layer(8, classes, parameters.linear_weight.size());
+  result.linear.bias = parameters.linear_bias;
+  result.linear.weight_scale = scales.linear;
+  for (std::size_t i = 0; i < parameters.linear_weight.size(); ++i) {
+    result.linear.weights[i] = static_cast<std::int16_t>(
+        quantize_weight(parameters.linear_weight[i] / scales.linear[i / features], 8));
+  }
+  result.provenance["method"] = "trained (LSQ)";
+  return result;
+}
+
+bool is_trained(const TensorFile& file) {
+  return entry(file, "format") == kTrainedFormat;
+}
+
+QuantizedNetwork export_trained(const TensorFile& file) {
+  const NetworkDescription network = stored_network(file, kTrainedFormat);
+  QuantizedNetwork result{
+      network, integer_parameters(network, stored_parameters(network, file), stored_scales(network, file))};
+  auto& provenance = result.parameters.provenance;
+  provenance["source"] = file.file.filename().string();
+  provenance["source_sha256"] = sha256_of_file(file.file);
+  for (const char* key :
+       {"from", "from_sha256", "observer", "calibration_seed", "calibration_count", "calibration_sha256"}) {
+    if (!entry(file, key).empty()) provenance[key] = entry(file, key);
+  }
+  return result;
+}
+
+std::filesystem::path integer_file(const std::string& checkpoint_path, int weight_bits, int activation_bits) {
+  std::string name = CheckpointPaths(checkpoint_path).last.replace_extension().string();
+  name += fmt::format("_int{}", weight_bits);
+  if (activation_bits != weight_bits) name += fmt::format("a{}", activation_bits);
+  return name + ".safetensors";
+}
+
+}  // namespace nibble
