@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""scripts/compare: what it says when something is missing, and the file that it writes.
+
+    tests/scripts/compare_test.py SOURCE_FOLDER BENCH_PROGRAM
+
+The other engines are taken as not installed, so this needs none of them.
+"""
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import unittest
+
+SOURCE, BENCH = map(os.path.abspath, sys.argv[1:3])
+COMPARE = os.path.join(SOURCE, "scripts", "compare")
+NO_PEERS = {**os.environ, "NIBBLE_PEERS_VENV": "/nonexistent"}
+
+
+class Compare(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.TemporaryDirectory()
+        self.addCleanup(self.folder.cleanup)
+        self.file = pathlib.Path(self.folder.name, "peers.json")
+
+    def command(self, *options):
+        return [sys.executable, COMPARE, "--bench", BENCH, "--output", str(self.file), *options]
+
+    def compare(self, *options, environment=None):
+        return subprocess.run(self.command(*options), capture_output=True, text=True, check=False,
+                              env=environment or NO_PEERS, timeout=300)
+
+    def need_data(self):
+        if not os.environ.get("CIFAR10_ROOT"):
+            self.skipTest("CIFAR10_ROOT is not set")
+
+    def test_refused(self):
+        without_data = {**NO_PEERS, "CIFAR10_ROOT": self.folder.name}
+        cases = [(["--bench", "/nonexistent"], "build it", NO_PEERS),
+                 (["--checkpoint", "/nonexistent"], "name an FP32 checkpoint", NO_PEERS),
+                 (["--output", "/nonexistent/peers.json"], "cannot be written", NO_PEERS),
+                 ([], "CIFAR-10 is not there", without_data)]
+        if os.environ.get("CIFAR10_ROOT"):
+            cases.append((["--rows", "int3"], "there is no row 'int3'", NO_PEERS))
+        for options, expected, environment in cases:
+            done = self.compare(*options, environment=environment)
+            self.assertEqual(done.returncode, 2, done.stderr)
+            self.assertIn(expected, done.stderr)
+            self.assertEqual(len(done.stderr.splitlines()), 1, done.stderr)
+        self.assertFalse(self.file.exists())
+
+    def test_file(self):
+        self.need_data()
+        done = self.compare("--rows", "int2,pytorch fp32,mnn", "--images", "64", "--runs", "2", "--batch", "32")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        result = json.loads(self.file.read_text())
+        self.assertTrue(result["complete"])
+        self.assertEqual(result["settings"]["rounds"], 2)
+        self.assertEqual([row["name"] for row in result["ours"]], ["int2"])
+        self.assertEqual(len(result["ours"][0]["seconds"]["runs"]), 2)
+        self.assertGreater(result["ours"][0]["latency_seconds"]["median"], 0)
+        self.assertEqual([row["name"] for row in result["rows"]], ["PyTorch FP32", "MNN FP32"])
+        for row in result["rows"]:
+            self.assertNotIn("seconds", row)
+            self.assertIn("not installed", row["note"])
+        self.assertIn("not installed; scripts/peers/setup installs it", done.stdout)
+        report = subprocess.run([BENCH, "--report", "json", "--peers", str(self.file), "--images", "64", "--runs", "1",
+                                 "--batch", "32"], capture_output=True, text=True, check=True, cwd=SOURCE)
+        rows = {row["name"]: row for row in json.loads(report.stdout)["rows"]}
+        self.assertIn("not installed", rows["MNN FP32"]["note"])
+        self.assertIsNone(rows["MNN FP32"]["seconds"])
+
+    def test_interrupted(self):
+        self.need_data()
+        child = subprocess.Popen(self.command("--rows", "int2", "--images", "512", "--runs", "1000"), env=NO_PEERS,
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for line in child.stderr:
+            if "round 3 of" in line:
+                break
+        child.send_signal(signal.SIGINT)
+        out, messages = child.communicate(timeout=120)
+        self.assertEqual(child.returncode, 1, messages)
+        self.assertIn("the finished rounds are kept", messages)
+        self.assertIn("int2", out)
+        self.assertFalse(self.file.exists())
+        result = json.loads(self.file.with_suffix(".partial.json").read_text())
+        self.assertFalse(result["complete"])
+        self.assertGreaterEqual(len(result["ours"][0]["seconds"]["runs"]), 2)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1])
