@@ -241,13 +241,17 @@ RowSelection select_rows(const std::string& checkpoint_path, const std::vector<s
     }
     if (found) continue;
     std::vector<std::string> names;
+    std::string listed;
     for (const RowRequest& row : rows) {
+      if (std::find(names.begin(), names.end(), row.name) == names.end()) {
+        listed += (listed.empty() ? "" : ", ") + row.name;
+      }
       names.push_back(row.name);
       names.push_back(stem_of(row.file));
     }
     throw InputError("there is no model '" + model + "' in " +
-                     (folder.path().empty() ? "." : folder.path().string()) + "; did you mean '" +
-                     nearest_name(model, names) + "'?");
+                     (folder.path().empty() ? "." : folder.path().string()) + " (" + listed +
+                     "); did you mean '" + nearest_name(model, names) + "'?");
   }
   return selection;
 }

@@ -40,8 +40,9 @@ std::vector<Key> make_keys() {
 
       {"cfg_network.variant", MEMBER(cfg_network.variant), one_of({"resnet_344", "he"}), weights,
        "resnet_344: the reference network; he: He et al. 2015, 6n+2 layers."},
-      {"cfg_network.depth", MEMBER(cfg_network.depth), one_of({0, 20, 24, 32, 44, 56}), weights,
-       "Layers with weights: 20, 32, 44 or 56 for he. 0: the variant's own (resnet_344 has one only)."},
+      {"cfg_network.depth", MEMBER(cfg_network.depth), one_of({0, 8, 20, 24, 32, 44, 56}), weights,
+       "Layers with weights: 20, 32, 44 or 56 for he, 8 for quick trials. 0: the variant's own (resnet_344 "
+       "has one only)."},
       {"cfg_network.shortcut", MEMBER(cfg_network.shortcut), one_of({"", "A", "B"}), weights,
        "For he: A (every second pixel, zero channels) or B (1x1 convolution and batch normalization). Empty: "
        "the "

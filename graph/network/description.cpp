@@ -29,6 +29,8 @@ constexpr std::array<Stage, 3> he_stages(int n) {
 
 constexpr Variant kVariants[] = {
     {"resnet_344", 24, "B", 3, {Stage{16, 3, 1}, Stage{32, 4, 2}, Stage{64, 4, 2}}},
+    {"he", 8, "A", 0, he_stages(1)},
+    {"he", 8, "B", 1, he_stages(1)},
     {"he", 20, "A", 0, he_stages(3)},
     {"he", 20, "B", 1, he_stages(3)},
     {"he", 32, "A", 0, he_stages(5)},
@@ -128,7 +130,7 @@ NetworkDescription describe_network(const std::string& variant, int depth, const
   }
   throw InputError("there is no network '" + variant + "' of depth " + std::to_string(depth) +
                    " with shortcut '" + shortcut +
-                   "'; choose resnet_344, or he with depth 20, 32, 44 or 56 and shortcut A or B");
+                   "'; choose resnet_344, or he with depth 8, 20, 32, 44 or 56 and shortcut A or B");
 }
 
 }  // namespace nibble

@@ -66,8 +66,8 @@ struct NetworkDescription {
 };
 
 /// The network called `variant`: "resnet_344" (depth and shortcut are its own and may be 0 and "") or
-/// "he" (depth 20, 32, 44 or 56; shortcut "A" or "B"; He et al. 2015, arXiv:1512.03385, section 4.2).
-/// Throws InputError when there is no such network, naming those that exist.
+/// "he" (depth 20, 32, 44 or 56, or 8 for quick trials; shortcut "A" or "B"; He et al. 2015,
+/// arXiv:1512.03385, section 4.2). Throws InputError when there is no such network, naming those that exist.
 NetworkDescription describe_network(const std::string& variant, int depth, const std::string& shortcut);
 
 }  // namespace nibble

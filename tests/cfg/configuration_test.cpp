@@ -157,7 +157,7 @@ TEST(Configuration, RefusesWithFileKeyAndWhatWasFound) {
       {R"({"cfg_network": {"variant": "he", "depth": 20}})",
        "my.json: cfg_network: there is no network 'he' of depth 20 with shortcut ''; choose resnet_344, or "
        "he with "
-       "depth 20, 32, 44 or 56 and shortcut A or B"},
+       "depth 8, 20, 32, 44 or 56 and shortcut A or B"},
       {R"({"cfg_train": {"n_epochs": 200}})",
        "my.json: unknown key cfg_train.n_epochs; did you mean cfg_train.n_epoches?"},
       {R"({"cfg_train": {"batch_size": 64}})",
