@@ -101,10 +101,10 @@ struct KernelLayer::Implementation {
     geometry = cut_into_runs(shape, {row, input.position_bytes});
   }
 
-  /// The stream is u15 in 16-bit networks, in the format of its readers; u8 in all others, one channel a
-  /// group where the readers have an input of their own.
+  /// The stream is u15 in 16-bit networks, in the format of its readers; u8 in all others, as the kernel
+  /// likes it where the readers have an input of their own.
   ActivationFormat stream_format() const {
-    return kernel.activation_bits < 8 ? kPlanar8 : kernel.input_format;
+    return kernel.activation_bits < 8 ? kernel.stream_format : kernel.input_format;
   }
 
   void make_stage(const ConvolutionLayer& packing) {

@@ -125,6 +125,8 @@ struct ConvolutionKernel {
   /// Writes the output channels' groups completely: channels of the last group that do not exist become zero
   /// when last_channel is the layer's last. Reads and writes nothing outside the views.
   void (*run)(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call);
+  /// Of a residual that it adds fastest, where the residual is not the input of a convolution too.
+  ActivationFormat stream_format = kPlanar8;
 };
 
 }  // namespace nibble

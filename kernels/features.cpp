@@ -18,9 +18,10 @@ void pool_image_lanes(const Value* map, int positions, int channels, int lanes, 
 }
 
 template <typename Value>
-void pool_position_lanes(const Value* planes, int positions, int channels, std::int32_t* sums) {
+void pool_position_lanes(const Value* planes, int positions, int plane_stride, int channels,
+                         std::int32_t* sums) {
   for (int channel = 0; channel < channels; ++channel) {
-    const Value* plane = planes + std::ptrdiff_t{channel} * positions;
+    const Value* plane = planes + std::ptrdiff_t{channel} * plane_stride;
     std::int32_t sum = 0;
     for (int i = 0; i < positions; ++i) sum += plane[i];
     sums[channel] = sum;
@@ -113,8 +114,8 @@ void load_pixels(const std::uint8_t* images, int count, int height, int width, c
 
 template void pool_image_lanes<std::uint8_t>(const std::uint8_t*, int, int, int, std::int32_t*);
 template void pool_image_lanes<std::uint16_t>(const std::uint16_t*, int, int, int, std::int32_t*);
-template void pool_position_lanes<std::uint8_t>(const std::uint8_t*, int, int, std::int32_t*);
-template void pool_position_lanes<std::uint16_t>(const std::uint16_t*, int, int, std::int32_t*);
+template void pool_position_lanes<std::uint8_t>(const std::uint8_t*, int, int, int, std::int32_t*);
+template void pool_position_lanes<std::uint16_t>(const std::uint16_t*, int, int, int, std::int32_t*);
 template void linear<std::int32_t>(const std::int32_t*, int, int, int, std::span<const std::int16_t>,
                                    std::span<const float>, std::span<const float>, float*);
 template void linear<std::int64_t>(const std::int32_t*, int, int, int, std::span<const std::int16_t>,

@@ -17,10 +17,11 @@ namespace nibble {
 template <typename Value>
 void pool_image_lanes(const Value* map, int positions, int channels, int lanes, std::int32_t* sums);
 
-/// The same for one image in position lanes: planes of `positions` values whose pads are zero; sums:
-/// [channel].
+/// The same for one image in position lanes: the first `positions` values of planes that lie `plane_stride`
+/// values apart; sums: [channel].
 template <typename Value>
-void pool_position_lanes(const Value* planes, int positions, int channels, std::int32_t* sums);
+void pool_position_lanes(const Value* planes, int positions, int plane_stride, int channels,
+                         std::int32_t* sums);
 
 /// logits[lane][class] = float(sum over channels of sums * weights) * scale[class] + offset[class].
 /// sums: [channel][lane] of `lanes` lanes, the first `images` of which are wanted; weights: [class][channel].

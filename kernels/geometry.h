@@ -74,4 +74,42 @@ std::vector<Tap> plane_taps(const ConvolutionShape& shape, const PlaneLayout& ou
 void clear_pads(const PlaneLayout& layout, std::uint8_t* planes, int groups, std::ptrdiff_t group_stride,
                 int bytes, int first_block, int last_block);
 
+/// Where one image's map lies for a network that runs in position lanes: without pads, so that 8x8, 16x16 and
+/// 32x32 positions fill whole registers. A tap to the left or right would meet the neighbouring row, so each
+/// channel group is there three times, in planes `copy_stride` bytes apart:
+///
+///   copy 0 (same column):        margin | a b c | d e f | g h i | margin
+///   copy 1 (column to the left): margin | 0 a b | 0 d e | 0 g h | margin
+///   copy 2 (to the right):       margin | b c 0 | e f 0 | h i 0 | margin
+///
+/// A tap is a load at a fixed distance. A row of zeros before and behind the map is what taps above and below
+/// meet. For stride 2 the copies are of the output's size and there twice: of the input's even rows, columns
+/// 2 j, 2 j - 1, 2 j + 1, then of its odd rows.
+struct ColumnCopies {
+  int height;
+  int width;
+  int lanes;
+
+  int count() const { return height * width; }
+  int blocks() const { return (count() + lanes - 1) / lanes; }
+  int margin() const { return (width + 63) / 64 * 64; }  ///< of positions; keeps rows aligned
+  int positions() const { return 2 * margin() + blocks() * lanes; }
+  int position(int row, int column) const { return margin() + row * width + column; }
+};
+
+/// The taps of a kernel that computes `output`, in bytes from an output position's place in copy 0. Kernels
+/// of 3x3 with padding 1, and 1x1.
+std::vector<Tap> column_taps(const ConvolutionShape& shape, const ColumnCopies& output, int bytes,
+                             std::ptrdiff_t copy_stride);
+
+/// After blocks first_block .. last_block - 1 of copy 0 of `groups` planes were written: makes copies 1 and 2
+/// of them and the zeros beside them. Shares of different blocks may be made at the same time.
+void copy_columns(const ColumnCopies& layout, std::uint8_t* planes, int groups, std::ptrdiff_t group_stride,
+                  std::ptrdiff_t copy_stride, int bytes, int first_block, int last_block);
+
+/// The six planes that a stride-2 kernel reads of one channel group. from: copy 0 of the input's plane, with
+/// even height and width; to: copy 0 of the even rows.
+void copy_phases(const ColumnCopies& input, const std::uint8_t* from, const ColumnCopies& output,
+                 std::uint8_t* to, std::ptrdiff_t copy_stride, int bytes);
+
 }  // namespace nibble

@@ -8,7 +8,9 @@
 // Blocks of 3 positions x 32 lanes x 4 output channels: 24 sums and 4 weights of the 32 registers.
 //
 //   weights:  s8 [block of 4 output channels][tap][group of 4 input channels][4][4]
+//   program:  the largest magnitude of a sum
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstring>
@@ -17,6 +19,7 @@
 #include "kernels/kernels.h"
 #include "kernels/output_avx512.h"
 #include "kernels/steps.h"
+#include "kernels/thresholds.h"
 
 namespace nibble {
 namespace {
@@ -42,7 +45,13 @@ bool supports(const ConvolutionLayer& layer) {
 PackedConvolution pack(const ConvolutionLayer& layer) {
   const int taps = layer.shape.kernel * layer.shape.kernel;
   const int channels = layer.shape.input_channels;
-  PackedConvolution packed{layer.shape, layer.activation_bits, {}, {}};
+  PackedConvolution packed{layer.shape, layer.activation_bits, {}, {0}};
+  const std::size_t filter = layer.shape.filter_size();
+  for (std::size_t at = 0; at < layer.weights.size(); at += filter) {
+    const SumRange sums = reachable_sums(layer.weights.subspan(at, filter), layer.activation_bits);
+    const auto largest = static_cast<std::int32_t>(std::max(sums.highest, -sums.lowest));
+    packed.program[0] = std::max(packed.program[0], largest);
+  }
   for (int block = 0; block < layer.shape.output_channels; block += kBlockChannels) {
     for (int tap = 0; tap < taps; ++tap) {
       for (int group = 0; group < groups_of(layer.shape); ++group) {
@@ -129,27 +138,27 @@ struct Block {
   __m512i sum(int k, int p, int part) const { return sums->words[(k * positions + p) * kParts + part]; }
 };
 
-/// 16 lanes of a residual channel, s32. Layouts: quads8 or planar8.
-inline __m512i load_residual(const OutputStage& stage, const ConvolutionCall& call, int position, int channel,
-                             int lane) {
-  if (stage.residual_format == kQuads8) {
-    const __m512i quads = load(call.residual.at(position, channel / kQuad) + kQuad * lane);
-    const __m512i top = _mm512_sllv_epi32(quads, _mm512_set1_epi32(24 - 8 * (channel % kQuad)));
-    return stage.residual_signed ? _mm512_srai_epi32(top, 24) : _mm512_srli_epi32(top, 24);
-  }
-  const __m128i bytes =
-      _mm_loadu_si128(reinterpret_cast<const __m128i*>(call.residual.at(position, channel) + lane));
-  return stage.residual_signed ? _mm512_cvtepi8_epi32(bytes) : _mm512_cvtepu8_epi32(bytes);
+enum class Residual { none, unsigned_quads, signed_quads, unsigned_planar, signed_planar };
+
+constexpr bool is_signed(Residual residual) {
+  return residual == Residual::signed_quads || residual == Residual::signed_planar;
 }
 
-/// Four channels of 16 lanes, s32 in byte range, as quads8.
-inline __m512i join_quads(const __m512i (&q)[kQuad]) {
-  const __m512i byte = _mm512_set1_epi32(0xFF);
-  const __m512i low =
-      _mm512_or_si512(_mm512_and_si512(q[0], byte), _mm512_slli_epi32(_mm512_and_si512(q[1], byte), 8));
-  const __m512i high =
-      _mm512_or_si512(_mm512_slli_epi32(_mm512_and_si512(q[2], byte), 16), _mm512_slli_epi32(q[3], 24));
-  return _mm512_or_si512(low, high);
+/// 16 lanes of residual channel `channel` + K, s32. quads: those of the block's four channels.
+template <Residual residual, int K>
+inline __m512i residual_lanes(const ConvolutionCall& call, int position, int channel, int lane,
+                              __m512i quads) {
+  if constexpr (residual == Residual::unsigned_quads) {
+    // Byte K of each lane; an index of 0x80 gives zero.
+    constexpr int kFirst = static_cast<int>(0x80808000U) + K;
+    return _mm512_shuffle_epi8(quads, _mm512_set4_epi32(kFirst + 12, kFirst + 8, kFirst + 4, kFirst));
+  } else if constexpr (residual == Residual::signed_quads) {
+    return _mm512_srai_epi32(_mm512_slli_epi32(quads, 24 - 8 * K), 24);
+  } else {
+    const __m128i bytes =
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(call.residual.at(position, channel + K) + lane));
+    return is_signed(residual) ? _mm512_cvtepi8_epi32(bytes) : _mm512_cvtepu8_epi32(bytes);
+  }
 }
 
 /// Where a format's bytes go: at once (planar8, quads8), or through a tile (groups of 2 or 3 channels).
@@ -157,63 +166,103 @@ bool is_direct(const ActivationFormat& format) {
   return format == kPlanar8 || format == kQuads8;
 }
 
+/// bytes: four channels of 16 lanes, in 128-bit block b the lanes 4 b .. 4 b + 3 of channel 0, of 1, 2, 3.
 inline void store_part(const OutputView& view, const ActivationFormat& format, ByteTile& tile,
-                       const Block& block, int p, int part, int channels, const __m512i (&q)[kQuad]) {
+                       const Block& block, int p, int part, int channels, __m512i bytes) {
   const int position = block.first_position + p;
   const int lane = (block.half * kParts + part) * kPartLanes;
   if (format == kQuads8) {
-    store(view.at(position, block.channel / kQuad) + kQuad * lane, join_quads(q));
+    const __m512i quads = _mm512_set4_epi32(0x0F0B0703, 0x0E0A0602, 0x0D090501, 0x0C080400);
+    store(view.at(position, block.channel / kQuad) + kQuad * lane, _mm512_shuffle_epi8(bytes, quads));
     return;
   }
+  const __m512i planes = _mm512_permutexvar_epi32(
+      _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), bytes);
+  const __m128i lanes[kQuad] = {_mm512_castsi512_si128(planes), _mm512_extracti32x4_epi32(planes, 1),
+                                _mm512_extracti32x4_epi32(planes, 2), _mm512_extracti32x4_epi32(planes, 3)};
   for (int k = 0; k < channels; ++k) {
     std::uint8_t* to = format == kPlanar8 ? view.at(position, block.channel + k) + lane
                                           : tile.bytes[block.channel % kTileChannels + k][p] + lane;
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(q[k]));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), lanes[k]);
   }
 }
 
-/// Requantizes a block; formats that are not direct go to the tiles.
-void output_block(const OutputStage& given_stage, const ConvolutionCall& given_call, const Block& given_block,
-                  ByteTile& tile, ByteTile& derived_tile) {
+using Output = void (*)(const OutputStage& stage, const DerivedSteps& steps, const ConvolutionCall& call,
+                        const Block& block, ByteTile& tile, ByteTile& derived_tile);
+
+/// Requantizes a block; formats that are not direct go to the tiles. Channels that do not exist have zero
+/// weights, scales and offsets, so they become zero.
+template <Residual residual, bool is_signed_output>
+void output_block(const OutputStage& given_stage, const DerivedSteps& given_steps,
+                  const ConvolutionCall& given_call, const Block& given_block, ByteTile& tile,
+                  ByteTile& derived_tile) {
   // Copies: the stores could change the originals, as far as the compiler knows.
   const OutputStage stage = given_stage;
+  const DerivedSteps steps = given_steps;
   const ConvolutionCall call = given_call;
   const Block block = given_block;
   const int channels = std::min(kBlockChannels, call.last_channel - block.channel);
-  const __m512 lowest = _mm512_set1_ps(static_cast<float>(stage.range.lowest));
-  const __m512 highest = _mm512_set1_ps(static_cast<float>(stage.range.highest));
   const __m512 ratio = _mm512_set1_ps(stage.residual_ratio);
-  const __m512 derived_ratio = _mm512_set1_ps(stage.derived_ratio);
-  const __m512 derived_highest = _mm512_set1_ps(static_cast<float>((1 << stage.derived_bits) - 1));
+  const __m512i highest = _mm512_set1_epi8(static_cast<char>(stage.range.highest));
+  const auto factor = [&](const float* of, int k) { return _mm512_set1_ps(of[block.channel + k]); };
+  const __m512 scale[kQuad] = {factor(stage.scale, 0), factor(stage.scale, 1), factor(stage.scale, 2),
+                               factor(stage.scale, 3)};
+  const __m512 offset[kQuad] = {factor(stage.offset, 0), factor(stage.offset, 1), factor(stage.offset, 2),
+                                factor(stage.offset, 3)};
   for (int p = 0; p < block.positions; ++p) {
     for (int part = 0; part < kParts; ++part) {
+      const int position = block.first_position + p;
       const int lane = (block.half * kParts + part) * kPartLanes;
-      __m512i q[kQuad];
-      __m512i x[kQuad];
-      for (int k = 0; k < kQuad; ++k) {
-        q[k] = _mm512_setzero_si512();
-        x[k] = _mm512_setzero_si512();
-        if (k >= channels) continue;
-        const int channel = block.channel + k;
-        __m512 y =
-            _mm512_mul_ps(_mm512_cvtepi32_ps(block.sum(k, p, part)), _mm512_set1_ps(stage.scale[channel]));
-        y = _mm512_add_ps(y, _mm512_set1_ps(stage.offset[channel]));
-        if (stage.has_residual()) {
-          const __m512i residual = load_residual(stage, call, block.first_position + p, channel, lane);
-          y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(residual), ratio, y);
-        }
-        q[k] = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(y, lowest), highest));
-        if (stage.derived_bits != 0) {
-          const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(q[k]), derived_ratio);
-          x[k] = _mm512_cvtps_epi32(_mm512_min_ps(product, derived_highest));
-        }
+      __m512i quads = _mm512_setzero_si512();
+      if constexpr (residual == Residual::unsigned_quads || residual == Residual::signed_quads) {
+        quads = loaded_once(load(call.residual.at(position, block.channel / kQuad) + kQuad * lane));
       }
-      store_part(call.output, stage.format, tile, block, p, part, channels, q);
+      const auto quantized = [&]<int K>(std::integral_constant<int, K>) __attribute__((always_inline)) {
+        __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(block.sum(K, p, part)), scale[K]);
+        y = _mm512_add_ps(y, offset[K]);
+        if constexpr (residual != Residual::none) {
+          const bool planar = residual == Residual::unsigned_planar || residual == Residual::signed_planar;
+          if (!planar || K < channels) {
+            const __m512i r = residual_lanes<residual, K>(call, position, block.channel, lane, quads);
+            y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(r), ratio, y);
+          }
+        }
+        return _mm512_cvtps_epi32(y);  // the packs clamp
+      };
+      const __m512i words01 = _mm512_packs_epi32(quantized(std::integral_constant<int, 0>{}),
+                                                 quantized(std::integral_constant<int, 1>{}));
+      const __m512i words23 = _mm512_packs_epi32(quantized(std::integral_constant<int, 2>{}),
+                                                 quantized(std::integral_constant<int, 3>{}));
+      __m512i bytes;
+      if constexpr (is_signed_output) {
+        bytes = _mm512_packs_epi16(words01, words23);
+      } else {
+        bytes = _mm512_min_epu8(_mm512_packus_epi16(words01, words23), highest);
+      }
+      store_part(call.output, stage.format, tile, block, p, part, channels, bytes);
       if (stage.derived_bits != 0) {
-        store_part(call.derived, stage.derived_format, derived_tile, block, p, part, channels, x);
+        store_part(call.derived, stage.derived_format, derived_tile, block, p, part, channels,
+                   derive(bytes, stage, steps));
       }
     }
   }
+}
+
+/// nullptr: output_plainly.
+Output choose_output(const OutputStage& stage, const ConvolutionCall& call, std::int32_t largest_sum) {
+  const bool residual_direct = !stage.has_residual() || is_direct(stage.residual_format);
+  if (!residual_direct || !is_common(stage, stage.residual_format)) return nullptr;
+  if (!stays_convertible(stage, call, static_cast<float>(largest_sum))) return nullptr;
+  if (!stage.has_residual()) {
+    return stage.range.lowest < 0 ? output_block<Residual::none, true> : output_block<Residual::none, false>;
+  }
+  if (stage.range.lowest < 0) return nullptr;
+  if (stage.residual_format == kQuads8) {
+    return stage.residual_signed ? output_block<Residual::signed_quads, false>
+                                 : output_block<Residual::unsigned_quads, false>;
+  }
+  return stage.residual_signed ? output_block<Residual::signed_planar, false>
+                               : output_block<Residual::unsigned_planar, false>;
 }
 
 /// Every other combination of formats, value by value.
@@ -235,10 +284,10 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
   const std::ptrdiff_t block_bytes =
       std::ptrdiff_t{packed.shape.kernel} * packed.shape.kernel * groups * kStepBytes;
   const Steps steps(call, groups, kMaximumSteps);
-  const bool residual_direct = !stage.has_residual() || is_direct(stage.residual_format);
-  const bool common = residual_direct && is_common(stage, stage.residual_format);
-  const bool direct =
-      common && is_direct(stage.format) && (stage.derived_bits == 0 || is_direct(stage.derived_format));
+  const Output output = choose_output(stage, call, packed.program[0]);
+  const DerivedSteps derived_steps(stage);
+  const bool direct = output != nullptr && is_direct(stage.format) &&
+                      (stage.derived_bits == 0 || is_direct(stage.derived_format));
 
   alignas(64) Sums sums[kHalves];
   ByteTile tile;
@@ -255,7 +304,7 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
       // Half the lanes at a time, so that the rows under a block stay in the first-level cache.
       for (int half = 0; half < kHalves; ++half) {
         for (int channel = call.first_channel; channel < call.last_channel; channel += kBlockChannels) {
-          output_block(stage, call, compute(channel, half), tile, derived_tile);
+          output(stage, derived_steps, call, compute(channel, half), tile, derived_tile);
         }
       }
     } else {
@@ -263,16 +312,16 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
         const int channels = std::min(kTileChannels, call.last_channel - chunk);
         for (int channel = chunk; channel < chunk + channels; channel += kBlockChannels) {
           const Block halves[kHalves] = {compute(channel, 0), compute(channel, 1)};
-          if (common) {
-            for (const Block& half : halves) output_block(stage, call, half, tile, derived_tile);
+          if (output != nullptr) {
+            for (const Block& half : halves) output(stage, derived_steps, call, half, tile, derived_tile);
           } else {
             output_plainly(stage, call, halves);
           }
         }
-        if (common && !is_direct(stage.format)) {
+        if (output != nullptr && !is_direct(stage.format)) {
           store_tile(call.output, stage.format, first, positions, chunk, channels, tile);
         }
-        if (common && stage.derived_bits != 0 && !is_direct(stage.derived_format)) {
+        if (output != nullptr && stage.derived_bits != 0 && !is_direct(stage.derived_format)) {
           store_tile(call.derived, stage.derived_format, first, positions, chunk, channels, derived_tile);
         }
       }
@@ -287,7 +336,8 @@ constexpr ConvolutionKernel row(std::string_view name, int weight_bits, int acti
           weight_bits, activation_bits,
           kLanes,      kTileChannels,
           kQuads8,     supports,
-          pack,        run};
+          pack,        run,
+          kQuads8};
 }
 
 constexpr std::array kRows = {

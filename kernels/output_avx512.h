@@ -94,14 +94,56 @@ inline void store_tile(const OutputView& view, const ActivationFormat& format, i
   }
 }
 
+/// The thresholds of a derived input at 4 bits by the stream's upper and lower half bytes: x is the upper
+/// half's base, and one more for each of its cuts that the lower half exceeds.
+struct DerivedSteps {
+  static constexpr int kCuts = 2;  ///< that any upper half may have
+  bool usable = false;
+  __m512i base = _mm512_setzero_si512();
+  __m512i cuts[kCuts] = {};
+
+  explicit DerivedSteps(const OutputStage& stage) {
+    if (stage.derived_bits != 4) return;
+    constexpr int kHalves = 16;
+    alignas(16) std::uint8_t bases[kHalves] = {};
+    alignas(16) std::uint8_t limits[kCuts * kHalves];
+    std::memset(limits, kHalves - 1, sizeof limits);  // never exceeded
+    int cut[kHalves] = {};
+    for (int t = 0; t < 15; ++t) {
+      const int half = stage.derived_thresholds[t] / kHalves;
+      if (cut[half] >= kCuts) return;
+      limits[cut[half]++ * kHalves + half] = stage.derived_thresholds[t] % kHalves;
+      for (int above = half + 1; above < kHalves; ++above) ++bases[above];
+    }
+    const auto in_all_blocks = [](const std::uint8_t* table) {
+      return _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(table)));
+    };
+    base = in_all_blocks(bases);
+    for (int number = 0; number < kCuts; ++number) cuts[number] = in_all_blocks(limits + number * kHalves);
+    usable = true;
+  }
+};
+
 /// x at 2 or 4 bits from 64 bytes of the stream: how many thresholds are exceeded.
 inline __m512i derive(__m512i stream, const OutputStage& stage) {
-  __m512i x = _mm512_setzero_si512();
   const __m512i one = _mm512_set1_epi8(1);
+  __m512i x = _mm512_setzero_si512();
   const int thresholds = (1 << stage.derived_bits) - 1;
   for (int t = 0; t < thresholds; ++t) {
     const __m512i threshold = _mm512_set1_epi8(static_cast<char>(stage.derived_thresholds[t]));
     x = _mm512_mask_add_epi8(x, _mm512_cmpgt_epu8_mask(stream, threshold), x, one);
+  }
+  return x;
+}
+inline __m512i derive(__m512i stream, const OutputStage& stage, const DerivedSteps& steps) {
+  if (!steps.usable) return derive(stream, stage);
+  const __m512i one = _mm512_set1_epi8(1);
+  const __m512i half_byte = _mm512_set1_epi8(15);
+  const __m512i upper = _mm512_and_si512(_mm512_srli_epi16(stream, 4), half_byte);
+  const __m512i lower = _mm512_and_si512(stream, half_byte);
+  __m512i x = _mm512_shuffle_epi8(steps.base, upper);
+  for (const __m512i& cut : steps.cuts) {
+    x = _mm512_mask_add_epi8(x, _mm512_cmpgt_epu8_mask(lower, _mm512_shuffle_epi8(cut, upper)), x, one);
   }
   return x;
 }

@@ -133,7 +133,7 @@ IntegerPlan make_plan(const QuantizedNetwork& quantized, InstructionSet limit) {
     planned.input = kernel_of(block.conv1)->input_format;
     planned.middle = kernel_of(block.conv2)->input_format;
     planned.derives_input = widths.input_bits < 8;
-    planned.stream = planned.derives_input ? kPlanar8 : planned.input;
+    planned.stream = planned.derives_input ? kernel_of(block.conv2)->stream_format : planned.input;
     plan.blocks.push_back(planned);
   }
   for (std::size_t b = 0; b < plan.blocks.size(); ++b) {

@@ -9,9 +9,9 @@
 
 namespace nibble {
 
-/// Runs a network on one image with lanes = positions: every channel group is a plane (kernels/geometry.h).
-/// Some lanes are spent on pads, but no second image is needed to fill a register, and threads share one
-/// image.
+/// Runs a network on one image with lanes = positions: every channel group is a plane, there three times
+/// where a convolution reads it (ColumnCopies, kernels/geometry.h). No second image is needed to fill a
+/// register, and threads share one image.
 class PositionPlanes {
  public:
   explicit PositionPlanes(const IntegerPlan& plan);
@@ -30,9 +30,12 @@ class PositionPlanes {
 
  private:
   struct Layer {
-    PlaneLayout layout;  ///< of the outputs
+    ColumnCopies layout;  ///< of the outputs
     std::vector<Tap> taps;
     std::ptrdiff_t input_plane_bytes;
+    std::ptrdiff_t input_copy_bytes;  ///< of all groups of a copy
+    bool copies_output = false;       ///< whether a stride-1 convolution reads the output
+    bool copies_derived = false;
   };
   /// One pass: what all steps need.
   struct Pass {

@@ -38,8 +38,8 @@ TensorPlan plan_tensors(const IntegerPlan& plan, std::size_t pixel_bytes, std::s
     memory.extend(t.input, last - 1);
     t.phases = t.input;
     if (phased && conv1.stride == 2) {
-      // Four phases of the input's channels on the output's map.
-      t.phases = memory.add(4 * map_bytes(conv1.output_width(), conv1.input_channels, formats.input),
+      // ColumnCopies of the input's even and of its odd rows.
+      t.phases = memory.add(2 * map_bytes(conv1.output_width(), conv1.input_channels, formats.input),
                             last - 3, last - 1);
     }
     t.middle = memory.add(output_map(formats.middle), last - 2, last);

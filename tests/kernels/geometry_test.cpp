@@ -1,0 +1,83 @@
+#include "kernels/geometry.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+namespace nibble {
+namespace {
+
+/// Values of a map that no other position has.
+std::uint8_t value_of(int row, int column, int byte) {
+  return static_cast<std::uint8_t>(1 + (row * 37 + column * 5 + byte * 101) % 255);
+}
+
+class ColumnCopiesOf : public testing::TestWithParam<int> {};
+INSTANTIATE_TEST_SUITE_P(Bytes, ColumnCopiesOf, testing::Values(1, 2, 4));
+
+/// What a tap finds at an output position, for a map of height x width that was written in two shares.
+TEST_P(ColumnCopiesOf, GiveEveryTapItsNeighbourOrZero) {
+  const int bytes = GetParam();
+  constexpr int kGroups = 2;
+  for (const int stride : {1, 2}) {
+    for (int height = 1; height <= 20; ++height) {
+      for (int width = 1; width <= 20; ++width) {
+        const int input_height = height * stride;
+        const int input_width = width * stride;
+        const ConvolutionShape shape{1, 1, 3, stride, 1, input_height, input_width};
+        const ColumnCopies input{input_height, input_width, 32};
+        const ColumnCopies output{height, width, 32};
+        const std::ptrdiff_t input_plane = std::ptrdiff_t{input.positions()} * bytes;
+        const std::ptrdiff_t plane = std::ptrdiff_t{output.positions()} * bytes;
+        std::vector<std::uint8_t> map(static_cast<std::size_t>(3 * kGroups * input_plane), 0xEE);
+        for (int group = 0; group < kGroups; ++group) {
+          for (int row = 0; row < input_height; ++row) {
+            for (int column = 0; column < input_width; ++column) {
+              for (int byte = 0; byte < bytes; ++byte) {
+                map[static_cast<std::size_t>(group * input_plane + input.position(row, column) * bytes +
+                                             byte)] = value_of(row, column, byte + group);
+              }
+            }
+          }
+        }
+        std::vector<std::uint8_t> phases(static_cast<std::size_t>(6 * kGroups * plane), 0xEE);
+        if (stride == 1) {
+          const int cut = input.blocks() / 2;
+          for (const auto& [first, last] : {std::pair{cut, input.blocks()}, std::pair{0, cut}}) {
+            if (first == last) continue;
+            copy_columns(input, map.data(), kGroups, input_plane, kGroups * input_plane, bytes, first, last);
+          }
+        } else {
+          for (int group = 0; group < kGroups; ++group) {
+            copy_phases(input, map.data() + group * input_plane, output, phases.data() + group * plane,
+                        kGroups * plane, bytes);
+          }
+        }
+        const std::vector<std::uint8_t>& read = stride == 1 ? map : phases;
+        for (const Tap& tap : column_taps(shape, output, bytes, kGroups * plane)) {
+          for (int group = 0; group < kGroups; ++group) {
+            for (int row = 0; row < height; ++row) {
+              for (int column = 0; column < width; ++column) {
+                const int r = row * stride + tap.index / 3 - 1;
+                const int c = column * stride + tap.index % 3 - 1;
+                const bool inside = r >= 0 && r < input_height && c >= 0 && c < input_width;
+                for (int byte = 0; byte < bytes; ++byte) {
+                  const std::ptrdiff_t at =
+                      group * plane + output.position(row, column) * bytes + tap.offset + byte;
+                  ASSERT_EQ(read[static_cast<std::size_t>(at)], inside ? value_of(r, c, byte + group) : 0)
+                      << height << " x " << width << " stride " << stride << " tap " << tap.index << " row "
+                      << row << " column " << column;
+                }
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace nibble
