@@ -1,6 +1,6 @@
 """Nibble's checkpoints and CIFAR-10 for tools in Python: files to numpy arrays. Needs numpy; nothing else.
 
-Only reads; the programs `train` and `quant` write. graph/network/quantized_parameters.h describes what the numbers mean.
+Only reads; the programs `train` and `quant` write. graph/network/quantized_parameters.h says what the numbers mean.
 """
 from __future__ import annotations
 

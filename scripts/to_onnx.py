@@ -5,8 +5,8 @@
 
 Input `pixels`: raw u8 [images, 3, 32, 32]; output `logits`: float [images, 10].
 FP32: batch normalization folded. int8: QuantizeLinear and DequantizeLinear, one weight scale an output channel.
-int4: weights as INT4 (opset 21), activations clamped to 15 steps. int2: weights as UINT2 codes that stand for four levels
-(opset 25), activations clamped to 3 steps. Needs numpy and onnx (scripts/peers/setup installs both).
+int4: weights as INT4 (opset 21), activations clamped to 15 steps. int2: weights as UINT2 codes that stand for four
+levels (opset 25), activations clamped to 3 steps. Needs numpy and onnx (scripts/peers/setup installs both).
 """
 from __future__ import annotations
 
@@ -154,7 +154,8 @@ def quantized_weight(graph: Graph, layer: checkpoints.QuantizedLayer, name: str)
         return graph.node("Mul", [levels, each], "weight")
     scale = graph.constant(layer.scale, "weight_scale")
     if layer.bits == 4:
-        return graph.node("DequantizeLinear", [graph.narrow(layer.weight, 4, f"{name}.weight"), scale], "weight", axis=0)
+        integers = graph.narrow(layer.weight, 4, f"{name}.weight")
+        return graph.node("DequantizeLinear", [integers, scale], "weight", axis=0)
     zero = graph.constant(np.zeros(layer.scale.shape, np.int8), "zero")
     integers = graph.constant(layer.weight.astype(np.int8), f"{name}.weight")
     return graph.node("DequantizeLinear", [integers, scale, zero], "weight", axis=0)
@@ -201,7 +202,8 @@ def quantized_model(source: checkpoints.QuantizedNetwork) -> "onnx.ModelProto":
     integers = graph.integers(graph.node("Relu", [convolution(0, pixels)], "positive"), scale)
     for part, widths in zip(network.blocks, source.blocks):
         integers, scale = block(part, widths, integers, scale), widths.output_scale
-    logits = graph.node("Gemm", [features(graph, graph.dequantized(integers, scale)), quantized_weight(graph, linear, "linear"),
+    pooled = features(graph, graph.dequantized(integers, scale))
+    logits = graph.node("Gemm", [pooled, quantized_weight(graph, linear, "linear"),
                                  graph.constant(linear.bias, "bias")], "linear", transB=1)
     return graph.model(logits, source.weight_bits, f"int{source.weight_bits}")
 
