@@ -83,6 +83,23 @@ bool is_finished(const std::string& checkpoint_path) {
   return fs::exists(last) && stored_position(read_tensor_file(last)).finished;
 }
 
+std::string text_of(const NetworkDescription& network) {
+  return fmt::format("{} of depth {} with shortcut {}", network.variant, network.depth, network.shortcut);
+}
+
+/// Who asks for the training of one network must not get the accuracy of another.
+void require_same_network(const Configuration& configuration) {
+  const TensorFile file = read_tensor_file(CheckpointPaths(configuration.cfg.checkpoint_path).last);
+  const NetworkDescription stored = stored_network(file);
+  const NetworkConfiguration& asked = configuration.cfg_network;
+  const NetworkDescription network = describe_network(asked.variant, asked.depth, asked.shortcut);
+  if (stored == network) return;
+  throw InputError(fmt::format(
+      "{} is a finished {}, but cfg_network asks for {}: choose another --checkpoint-path, move it away with "
+      "--no-resume, or evaluate it with -e",
+      file.file.string(), text_of(stored), text_of(network)));
+}
+
 }  // namespace
 
 void add_train_options(CLI::App& app, TrainOptions& options) {
@@ -105,6 +122,7 @@ int train_program(const TrainOptions& options) {
   if (options.evaluate) return evaluate_checkpoint(configuration);
   require_precision(precision_of(configuration.cfg_train));
   if (!options.no_resume && is_finished(configuration.cfg.checkpoint_path)) {
+    require_same_network(configuration);
     fmt::print(stderr,
                "train: {} is finished, so it is evaluated (--no-resume moves it away and trains anew)\n",
                CheckpointPaths(configuration.cfg.checkpoint_path).last.string());

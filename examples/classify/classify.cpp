@@ -64,17 +64,26 @@ void print_likeliest(const std::vector<float>& logits) {
   }
 }
 
+// All classes in their order, with the digits that give the same float back.
+void print_logits(const std::vector<float>& logits) {
+  for (std::size_t label = 0; label < logits.size(); ++label) {
+    std::printf("%-10s %.9g\n", kClassNames.at(label), static_cast<double>(logits[label]));
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   if (argc == 2 && std::strcmp(argv[1], "--help") == 0) {
     std::puts(
-        "Usage: classify FILE image.png\n"
-        "FILE: a quantized checkpoint (*.safetensors); image.png: 32x32 pixels, opaque");
+        "Usage: classify FILE image.png [--logits]\n"
+        "FILE: a quantized checkpoint (*.safetensors); image.png: 32x32 pixels, opaque\n"
+        "--logits: the network's output for each class instead of the likeliest classes");
     return 0;
   }
-  if (argc != 3) {
-    std::fputs("Usage: classify FILE image.png\n", stderr);
+  const bool wants_logits = argc == 4 && std::strcmp(argv[3], "--logits") == 0;
+  if (argc != 3 && !wants_logits) {
+    std::fputs("Usage: classify FILE image.png [--logits]\n", stderr);
     return 2;
   }
   try {
@@ -82,7 +91,7 @@ int main(int argc, char** argv) {
     const std::vector<std::uint8_t> pixels = read_png(argv[2], network);
     std::vector<float> logits(static_cast<std::size_t>(network.classes()));
     network.run(pixels.data(), 1, logits.data());
-    print_likeliest(logits);
+    wants_logits ? print_logits(logits) : print_likeliest(logits);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "classify: %s\n", error.what());
     return 2;

@@ -1,5 +1,7 @@
-"""classify_images.py CLASSIFY CHKP: runs examples/classify on wrong and on real images."""
+"""classify_images.py CLASSIFY PRINT_LOGITS CHKP: runs examples/classify on wrong images, and compares its logits with
+those that the build's own program computes for all images at once."""
 
+import math
 import os
 import pathlib
 import struct
@@ -10,7 +12,7 @@ import zlib
 
 CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 RGB, RGBA = 2, 6  # colour types of PNG
-IMAGES = 100
+IMAGES = 10
 
 
 def png(width, height, rows, colour=RGB):
@@ -22,19 +24,38 @@ def png(width, height, rows, colour=RGB):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
+def rows_of(record):
+    """The rows of a record's 32x32 red, green and blue planes, as a PNG has them."""
+    planes = [record[:1024], record[1024:2048], record[2048:]]
+    return [[planes[c][32 * y + x] for x in range(32) for c in range(3)] for y in range(32)]
+
+
+def generated_images():
+    """SplitMix64 from state 1, each byte the top 8 bits of the next output."""
+    state, mask = 1, (1 << 64) - 1
+
+    def byte():
+        nonlocal state
+        state = (state + 0x9E3779B97F4A7C15) & mask
+        value = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & mask
+        return (value ^ (value >> 31)) >> 56
+
+    for _ in range(IMAGES):
+        yield rows_of([byte() for _ in range(3072)])
+
+
 def test_images(root):
-    """(label, rows) of the first test images; a record is 1 label, then 32x32 red, green, blue."""
+    """The first test images; a record is 1 label, then the planes."""
     for folder in (root, root / "cifar-10-batches-bin"):
         if (folder / "test_batch.bin").is_file():
             records = (folder / "test_batch.bin").read_bytes()
     for i in range(IMAGES):
-        label, *pixels = records[3073 * i : 3073 * (i + 1)]
-        planes = [pixels[:1024], pixels[1024:2048], pixels[2048:]]
-        yield label, [[planes[c][32 * y + x] for x in range(32) for c in range(3)] for y in range(32)]
+        yield rows_of(records[3073 * i + 1 : 3073 * (i + 1)])
 
 
 def main():
-    classify, chkp = sys.argv[1], pathlib.Path(sys.argv[2])
+    classify, print_logits, chkp = sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3])
 
     def run(*arguments):
         return subprocess.run([classify, *map(str, arguments)], capture_output=True, text=True)
@@ -43,6 +64,22 @@ def main():
         result = run(*arguments)
         assert result.returncode == 2 and not result.stdout, result
         assert words in result.stderr and result.stderr.count("\n") == 1, result
+
+    def compare(network, logits, image):
+        """What is printed has all digits of a float32, so equal text is equal bits."""
+        printed = run(network, image, "--logits")
+        assert printed.returncode == 0, printed
+        assert [line.split() for line in printed.stdout.splitlines()] == list(map(list, zip(CLASSES, logits)))
+        likeliest = run(network, image)
+        assert likeliest.returncode == 0, likeliest
+        names = [line.split()[0] for line in likeliest.stdout.splitlines()]
+        shares = [float(line.split()[1]) for line in likeliest.stdout.splitlines()]
+        values = list(map(float, logits))
+        order = sorted(range(10), key=lambda label: -values[label])[:3]
+        assert names == [CLASSES[label] for label in order], (likeliest, logits)
+        total = sum(math.exp(value - max(values)) for value in values)
+        for label, share in zip(order, shares):
+            assert abs(share - 100 * math.exp(values[label] - max(values)) / total) < 0.051, (likeliest, logits)
 
     with tempfile.TemporaryDirectory() as folder:
         image = pathlib.Path(folder) / "image.png"
@@ -61,22 +98,20 @@ def main():
         refused("transparent", network, *write(image, png(32, 32, [[0] * 128] * 32, RGBA)))
         refused("image.png", network, *write(image, b"no image"))
 
-        if "CIFAR10_ROOT" not in os.environ:
+        sets = [("generated", list(generated_images()), [])]
+        if "CIFAR10_ROOT" in os.environ:
+            sets.append(("test", list(test_images(pathlib.Path(os.environ["CIFAR10_ROOT"]))), ["--test-images"]))
+        else:
             print("CIFAR10_ROOT is not set: no real image classified")
-            return
         for network in networks:
-            right = 0
-            for label, rows in test_images(pathlib.Path(os.environ["CIFAR10_ROOT"])):
-                result = run(network, *write(image, png(32, 32, rows)))
-                assert result.returncode == 0, result
-                lines = [line.split() for line in result.stdout.splitlines()]
-                shares = [float(share) for _, share, _ in lines]
-                assert len(lines) == 3 and shares == sorted(shares, reverse=True) and sum(shares) <= 100.11, result
-                right += lines[0][0] == CLASSES[label]
-            print(f"{network.name}: {right} of {IMAGES} right")
-            # Guessing gets 10; networks in chkp/ are expected to get 85 and more. Nearest rounding to 2 bits has
-            # 77.95 % on all test images, and a sample of 100 deviates by 4.1: four deviations below it.
-            assert right >= (61 if "_int2" in network.name else 75), network
+            for kind, images, options in sets:
+                expected = subprocess.run(
+                    [print_logits, network, str(IMAGES), *options], check=True, capture_output=True, text=True
+                ).stdout.splitlines()
+                assert len(expected) == IMAGES, expected
+                for rows, line in zip(images, expected):
+                    compare(network, line.split(), *write(image, png(32, 32, rows)))
+                print(f"{network.name}: the logits of {IMAGES} {kind} images are equal")
 
 
 def write(path, content):
