@@ -6,7 +6,8 @@
 // Four levels give 64 tables, 4 KB a layer; three weights are stored as their table's number, one byte. Runs,
 // their proof and their widening are int2_avx2.cpp's, with entries of up to 27 for +-1, +-3.
 //
-// Blocks of 6 positions x 4 output channels: 24 sums and 4 tables of the 32 registers.
+// Blocks of 2 positions x 4 output channels: 8 sums of the run, 16 widened ones and 4 tables of the 32
+// registers; 6 vector loads for 8 look-ups leave the look-ups the bound.
 //
 //   weights:  [64 tables][64], then [block of 4 output channels][tap][group of 3 input channels][4] numbers
 //   program:  run length, then [tap][output channel, padded] sums of the tables' minima
@@ -24,7 +25,7 @@
 namespace nibble {
 namespace {
 
-constexpr int kPositions = kTilePositions;
+constexpr int kPositions = 2;
 constexpr int kGroup = 3;  ///< input channels of a step
 constexpr int kTableBytes = 64;
 constexpr int kTables = 64;
@@ -143,22 +144,32 @@ PackedConvolution pack(const ConvolutionLayer& layer) {
   return packed;
 }
 
-/// Sums of the runs of one register block, 8-bit, [run][output channel][position].
-struct Partial {
-  __m512i sums[kMaximumRuns * kBlockChannels * kPositions];
+/// 16-bit sums of one register block, modulo 2^16, [output channel][position]: of all runs as words, which
+/// are even lanes + 256 * odd lanes, and of their upper bytes, the odd lanes.
+struct Sums {
+  __m512i words[kBlockChannels * kPositions];
+  __m512i odd[kBlockChannels * kPositions];
 };
 
 template <std::size_t... P>
 inline __attribute__((always_inline)) void accumulate_block(std::index_sequence<P...>,
                                                             const std::uint8_t* input, std::ptrdiff_t stride,
                                                             const Steps& steps, const std::uint8_t* tables,
-                                                            const std::uint8_t* weights, Partial& partial) {
+                                                            const std::uint8_t* weights, Sums& sums) {
   constexpr std::size_t kCount = sizeof...(P);
   const std::uint8_t* const position[kCount] = {input + static_cast<std::ptrdiff_t>(P) * stride...};
   const auto table_at = [&](std::uint8_t number) __attribute__((always_inline)) {
     return loaded_once(_mm512_load_si512(tables + std::ptrdiff_t{number} * kTableBytes));
   };
-  __m512i* to = partial.sums;
+  const __m512i zero = _mm512_setzero_si512();
+  __m512i words0[kCount] = {((void)P, zero)...};
+  __m512i words1[kCount] = {((void)P, zero)...};
+  __m512i words2[kCount] = {((void)P, zero)...};
+  __m512i words3[kCount] = {((void)P, zero)...};
+  __m512i odd0[kCount] = {((void)P, zero)...};
+  __m512i odd1[kCount] = {((void)P, zero)...};
+  __m512i odd2[kCount] = {((void)P, zero)...};
+  __m512i odd3[kCount] = {((void)P, zero)...};
   for (const Run& run : steps) {
     const std::uint8_t* numbers = weights + kBlockChannels * run.weights;
     const std::ptrdiff_t* step = run.first;
@@ -193,25 +204,34 @@ inline __attribute__((always_inline)) void accumulate_block(std::index_sequence<
       table3 = table_at(numbers[3]);
       (add(P), ...);
     }
-    ((to[P] = sums0[P]), ...);
-    ((to[kCount + P] = sums1[P]), ...);
-    ((to[2 * kCount + P] = sums2[P]), ...);
-    ((to[3 * kCount + P] = sums3[P]), ...);
-    to += kBlockChannels * kCount;
+    const auto widen = [&](std::size_t p) __attribute__((always_inline)) {
+      words0[p] = _mm512_add_epi16(words0[p], sums0[p]);
+      words1[p] = _mm512_add_epi16(words1[p], sums1[p]);
+      words2[p] = _mm512_add_epi16(words2[p], sums2[p]);
+      words3[p] = _mm512_add_epi16(words3[p], sums3[p]);
+      odd0[p] = _mm512_add_epi16(odd0[p], _mm512_srli_epi16(sums0[p], 8));
+      odd1[p] = _mm512_add_epi16(odd1[p], _mm512_srli_epi16(sums1[p], 8));
+      odd2[p] = _mm512_add_epi16(odd2[p], _mm512_srli_epi16(sums2[p], 8));
+      odd3[p] = _mm512_add_epi16(odd3[p], _mm512_srli_epi16(sums3[p], 8));
+    };
+    (widen(P), ...);
   }
+  ((sums.words[P] = words0[P], sums.odd[P] = odd0[P]), ...);
+  ((sums.words[kCount + P] = words1[P], sums.odd[kCount + P] = odd1[P]), ...);
+  ((sums.words[2 * kCount + P] = words2[P], sums.odd[2 * kCount + P] = odd2[P]), ...);
+  ((sums.words[3 * kCount + P] = words3[P], sums.odd[3 * kCount + P] = odd3[P]), ...);
 }
 
 using Accumulate = void (*)(const std::uint8_t* input, std::ptrdiff_t stride, const Steps& steps,
-                            const std::uint8_t* tables, const std::uint8_t* weights, Partial& partial);
+                            const std::uint8_t* tables, const std::uint8_t* weights, Sums& sums);
 
 template <std::size_t Positions>
 void accumulate(const std::uint8_t* input, std::ptrdiff_t stride, const Steps& steps,
-                const std::uint8_t* tables, const std::uint8_t* weights, Partial& partial) {
-  accumulate_block(std::make_index_sequence<Positions>{}, input, stride, steps, tables, weights, partial);
+                const std::uint8_t* tables, const std::uint8_t* weights, Sums& sums) {
+  accumulate_block(std::make_index_sequence<Positions>{}, input, stride, steps, tables, weights, sums);
 }
 
-constexpr Accumulate kAccumulate[kPositions] = {accumulate<1>, accumulate<2>, accumulate<3>,
-                                                accumulate<4>, accumulate<5>, accumulate<6>};
+constexpr Accumulate kAccumulate[kPositions] = {accumulate<1>, accumulate<2>};
 
 /// Unsigned 16-bit sums of the even and of the odd lanes.
 struct Widened {
@@ -221,25 +241,16 @@ struct Widened {
 
 /// A block whose runs are done.
 struct Block {
-  const Partial* partial;
+  const Sums* sums;
   int positions;
-  int runs;
   int first_position;
   int channel;                  ///< first of four
   const std::int32_t* minimum;  ///< [4]: sum = widened + minimum
 
   Widened widened(int k, int p) const {
-    const __m512i* sums = partial->sums + k * positions + p;
-    const int next_run = kBlockChannels * positions;
-    __m512i words = sums[0];
-    __m512i odd = _mm512_srli_epi16(words, 8);
-    for (int r = 1; r < runs; ++r) {
-      sums += next_run;
-      const __m512i more = loaded_once(sums[0]);
-      words = _mm512_add_epi16(words, more);
-      odd = _mm512_add_epi16(odd, _mm512_srli_epi16(more, 8));
-    }
-    return {_mm512_sub_epi16(words, _mm512_slli_epi16(odd, 8)), odd};
+    const int at = k * positions + p;
+    const __m512i odd = sums->odd[at];
+    return {_mm512_sub_epi16(sums->words[at], _mm512_slli_epi16(odd, 8)), odd};
   }
 };
 
@@ -389,7 +400,7 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
   const bool tiled = output != output_plainly && stage.format != kPlanar8;
   const bool derived = output != output_plainly && stage.derived_bits != 0;
 
-  alignas(64) Partial partial;
+  alignas(64) Sums sums;
   ByteTile tile;
   ByteTile derived_tile;
   constexpr int kChunk = 5 * kTileChannels;  // output channels whose sums of minima are at hand
@@ -409,9 +420,8 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
         const int channels = std::min(kTileChannels, chunk_end - tile_first);
         for (int channel = tile_first; channel < tile_first + channels; channel += kBlockChannels) {
           kAccumulate[positions - 1](input, call.input.position_stride, steps, tables,
-                                     weights + channel / kBlockChannels * block_bytes, partial);
-          output(stage, call,
-                 {&partial, positions, steps.count(), first, channel, minimum + (channel - chunk)}, tile,
+                                     weights + channel / kBlockChannels * block_bytes, sums);
+          output(stage, call, {&sums, positions, first, channel, minimum + (channel - chunk)}, tile,
                  derived_tile);
         }
         if (tiled) store_tile(call.output, stage.format, first, positions, tile_first, channels, tile);

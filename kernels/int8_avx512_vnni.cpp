@@ -27,8 +27,8 @@ namespace {
 constexpr int kPositions = 3;
 constexpr int kParts = 2;  ///< registers of 16 lanes in a register block
 constexpr int kPartLanes = 16;
-constexpr int kHalves = kLanes / (kParts * kPartLanes);
-constexpr int kQuad = 4;  ///< input channels of a step
+constexpr int kKernelLanes = kParts * kPartLanes;  ///< tiles of 32 images fit the second-level cache
+constexpr int kQuad = 4;                           ///< input channels of a step
 constexpr int kPartBytes = kPartLanes * kQuad;
 constexpr int kStepBytes = kBlockChannels * kQuad;
 
@@ -133,7 +133,6 @@ struct Block {
   int positions;
   int first_position;
   int channel;
-  int half;  ///< which 32 of the 64 lanes
 
   __m512i sum(int k, int p, int part) const { return sums->words[(k * positions + p) * kParts + part]; }
 };
@@ -170,7 +169,7 @@ bool is_direct(const ActivationFormat& format) {
 inline void store_part(const OutputView& view, const ActivationFormat& format, ByteTile& tile,
                        const Block& block, int p, int part, int channels, __m512i bytes) {
   const int position = block.first_position + p;
-  const int lane = (block.half * kParts + part) * kPartLanes;
+  const int lane = part * kPartLanes;
   if (format == kQuads8) {
     const __m512i quads = _mm512_set4_epi32(0x0F0B0703, 0x0E0A0602, 0x0D090501, 0x0C080400);
     store(view.at(position, block.channel / kQuad) + kQuad * lane, _mm512_shuffle_epi8(bytes, quads));
@@ -212,7 +211,7 @@ void output_block(const OutputStage& given_stage, const DerivedSteps& given_step
   for (int p = 0; p < block.positions; ++p) {
     for (int part = 0; part < kParts; ++part) {
       const int position = block.first_position + p;
-      const int lane = (block.half * kParts + part) * kPartLanes;
+      const int lane = part * kPartLanes;
       __m512i quads = _mm512_setzero_si512();
       if constexpr (residual == Residual::unsigned_quads || residual == Residual::signed_quads) {
         quads = loaded_once(load(call.residual.at(position, block.channel / kQuad) + kQuad * lane));
@@ -266,16 +265,16 @@ Output choose_output(const OutputStage& stage, const ConvolutionCall& call, std:
 }
 
 /// Every other combination of formats, value by value.
-void output_plainly(const OutputStage& stage, const ConvolutionCall& call, const Block (&halves)[kHalves]) {
-  const int channels = std::min(kBlockChannels, call.last_channel - halves[0].channel);
-  for (int p = 0; p < halves[0].positions; ++p) {
+void output_plainly(const OutputStage& stage, const ConvolutionCall& call, const Block& block) {
+  const int channels = std::min(kBlockChannels, call.last_channel - block.channel);
+  for (int p = 0; p < block.positions; ++p) {
     alignas(64) std::int32_t sums[kBlockChannels][kLanes];
     for (int k = 0; k < kBlockChannels; ++k) {
-      for (int part = 0; part < kHalves * kParts; ++part) {
-        _mm512_storeu_si512(sums[k] + part * kPartLanes, halves[part / kParts].sum(k, p, part % kParts));
+      for (int part = 0; part < kParts; ++part) {
+        _mm512_storeu_si512(sums[k] + part * kPartLanes, block.sum(k, p, part));
       }
     }
-    write_plainly(stage, call, halves[0].first_position + p, halves[0].channel, channels, sums);
+    write_plainly(stage, call, block.first_position + p, block.channel, channels, sums, kKernelLanes);
   }
 }
 
@@ -286,44 +285,29 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
   const Steps steps(call, groups, kMaximumSteps);
   const Output output = choose_output(stage, call, packed.program[0]);
   const DerivedSteps derived_steps(stage);
-  const bool direct = output != nullptr && is_direct(stage.format) &&
-                      (stage.derived_bits == 0 || is_direct(stage.derived_format));
-
-  alignas(64) Sums sums[kHalves];
+  alignas(64) Sums sums;
   ByteTile tile;
   ByteTile derived_tile;
   for (int first = 0, left = call.positions; left > 0;) {
     const int positions = left / ((left + kPositions - 1) / kPositions);
-    const auto compute = [&](int channel, int half) {
-      const std::uint8_t* input = call.input.at(first, 0) + half * kParts * kPartBytes;
-      kAccumulate[positions - 1](input, call.input.position_stride, steps,
-                                 packed.weights.data() + channel / kBlockChannels * block_bytes, sums[half]);
-      return Block{&sums[half], positions, first, channel, half};
-    };
-    if (direct) {
-      // Half the lanes at a time, so that the rows under a block stay in the first-level cache.
-      for (int half = 0; half < kHalves; ++half) {
-        for (int channel = call.first_channel; channel < call.last_channel; channel += kBlockChannels) {
-          output(stage, derived_steps, call, compute(channel, half), tile, derived_tile);
+    for (int chunk = call.first_channel; chunk < call.last_channel; chunk += kTileChannels) {
+      const int channels = std::min(kTileChannels, call.last_channel - chunk);
+      for (int channel = chunk; channel < chunk + channels; channel += kBlockChannels) {
+        kAccumulate[positions - 1](call.input.at(first, 0), call.input.position_stride, steps,
+                                   packed.weights.data() + channel / kBlockChannels * block_bytes, sums);
+        const Block block{&sums, positions, first, channel};
+        if (output != nullptr) {
+          output(stage, derived_steps, call, block, tile, derived_tile);
+        } else {
+          output_plainly(stage, call, block);
         }
       }
-    } else {
-      for (int chunk = call.first_channel; chunk < call.last_channel; chunk += kTileChannels) {
-        const int channels = std::min(kTileChannels, call.last_channel - chunk);
-        for (int channel = chunk; channel < chunk + channels; channel += kBlockChannels) {
-          const Block halves[kHalves] = {compute(channel, 0), compute(channel, 1)};
-          if (output != nullptr) {
-            for (const Block& half : halves) output(stage, derived_steps, call, half, tile, derived_tile);
-          } else {
-            output_plainly(stage, call, halves);
-          }
-        }
-        if (output != nullptr && !is_direct(stage.format)) {
-          store_tile(call.output, stage.format, first, positions, chunk, channels, tile);
-        }
-        if (output != nullptr && stage.derived_bits != 0 && !is_direct(stage.derived_format)) {
-          store_tile(call.derived, stage.derived_format, first, positions, chunk, channels, derived_tile);
-        }
+      if (output != nullptr && !is_direct(stage.format)) {
+        store_tile(call.output, stage.format, first, positions, chunk, channels, tile, kKernelLanes);
+      }
+      if (output != nullptr && stage.derived_bits != 0 && !is_direct(stage.derived_format)) {
+        store_tile(call.derived, stage.derived_format, first, positions, chunk, channels, derived_tile,
+                   kKernelLanes);
       }
     }
     first += positions;
@@ -332,11 +316,11 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
 }
 
 constexpr ConvolutionKernel row(std::string_view name, int weight_bits, int activation_bits) {
-  return {name,        InstructionSet::avx512_vnni,
-          weight_bits, activation_bits,
-          kLanes,      kTileChannels,
-          kQuads8,     supports,
-          pack,        run,
+  return {name,         InstructionSet::avx512_vnni,
+          weight_bits,  activation_bits,
+          kKernelLanes, kTileChannels,
+          kQuads8,      supports,
+          pack,         run,
           kQuads8};
 }
 

@@ -14,7 +14,7 @@
 namespace nibble {
 namespace {
 
-inline constexpr int kLanes = 64;         ///< of a block: one register of bytes
+inline constexpr int kLanes = 64;         ///< one register of bytes; what a kernel has at most
 inline constexpr int kBlockChannels = 4;  ///< output channels computed together
 /// Output channels whose bytes are collected before they are stored: whole groups of 2, 3 and 4.
 inline constexpr int kTileChannels = 12;
@@ -50,26 +50,31 @@ constexpr bool is_tile_format(const ActivationFormat& format) {
 }
 
 /// Stores `channels` channels from `first_channel`, a multiple of 12, of positions first_position ...
-/// Channels of the last group that do not exist become zero.
+/// Channels of the last group that do not exist become zero. lanes: 64, or the first 32.
 inline void store_tile(const OutputView& view, const ActivationFormat& format, int first_position,
-                       int positions, int first_channel, int channels, const ByteTile& tile) {
+                       int positions, int first_channel, int channels, const ByteTile& tile,
+                       int lanes = kLanes) {
+  const auto store_lanes = [lanes](std::uint8_t* to, __m512i bytes) {
+    if (lanes == kLanes) return store(to, bytes);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_castsi512_si256(bytes));
+  };
   for (int p = 0; p < positions; ++p) {
     for (int c = 0; c < channels; c += format.channels) {
       std::uint8_t* group = view.at(first_position + p, (first_channel + c) / format.channels);
       const __m512i c0 = tile.at(c, p, channels);
       if (format == kPlanar8) {
-        store(group, c0);
+        store_lanes(group, c0);
         continue;
       }
       const __m512i c1 = tile.at(c + 1, p, channels);
       if (format == kIndex2) {
-        store(group, _mm512_or_si512(c0, _mm512_slli_epi16(c1, 2)));
+        store_lanes(group, _mm512_or_si512(c0, _mm512_slli_epi16(c1, 2)));
         continue;
       }
       const __m512i c2 = tile.at(c + 2, p, channels);
       if (format == kIndex3) {
-        store(group,
-              _mm512_or_si512(_mm512_or_si512(c0, _mm512_slli_epi16(c1, 2)), _mm512_slli_epi16(c2, 4)));
+        store_lanes(group,
+                    _mm512_or_si512(_mm512_or_si512(c0, _mm512_slli_epi16(c1, 2)), _mm512_slli_epi16(c2, 4)));
         continue;
       }
       // kQuads8. The unpacks work in 128-bit blocks: block b of quad[j] is lanes 16 b + 4 j .. 16 b + 4 j
@@ -88,6 +93,7 @@ inline void store_tile(const OutputView& view, const ActivationFormat& format, i
       const __m512i odd23 = _mm512_shuffle_i32x4(quad[2], quad[3], 0xDD);
       store(group, _mm512_shuffle_i32x4(even01, even23, 0x88));
       store(group + 64, _mm512_shuffle_i32x4(odd01, odd23, 0x88));
+      if (lanes != kLanes) continue;
       store(group + 128, _mm512_shuffle_i32x4(even01, even23, 0xDD));
       store(group + 192, _mm512_shuffle_i32x4(odd01, odd23, 0xDD));
     }
@@ -159,8 +165,9 @@ inline bool is_common(const OutputStage& stage, const ActivationFormat& residual
 
 /// Requantizes one position of `channels` output channels, value by value, for any format: sums[k][lane].
 inline void write_plainly(const OutputStage& stage, const ConvolutionCall& call, int position, int channel,
-                          int channels, const std::int32_t (&sums)[kBlockChannels][kLanes]) {
-  for (int lane = 0; lane < kLanes; ++lane) {
+                          int channels, const std::int32_t (&sums)[kBlockChannels][kLanes],
+                          int lanes = kLanes) {
+  for (int lane = 0; lane < lanes; ++lane) {
     int q[kBlockChannels] = {};
     for (int k = 0; k < channels; ++k) {
       const float scale = stage.scale[channel + k];
