@@ -10,13 +10,17 @@
 #include <optional>
 
 #include "bench/comparison.h"
+#include "bench/figures.h"
+#include "bench/file_audit.h"
 #include "bench/measurement.h"
+#include "bench/page.h"
 #include "bench/peers.h"
 #include "bench/rows.h"
 #include "bench/sweep.h"
 #include "cfg/configuration.h"
 #include "graph/data/cifar10.h"
 #include "graph/data/download.h"
+#include "graph/network/checkpoint_path.h"
 #include "graph/network/error.h"
 
 namespace nibble {
@@ -71,14 +75,6 @@ std::vector<std::string> arguments_for_children(const BenchOptions& options, int
   return arguments;
 }
 
-/// The peers' rows stand after the float rows, as in the table of the system that this one replaces.
-void insert_peers(Report& report, const std::vector<ReportRow>& peers) {
-  const auto place = std::find_if(report.rows.begin(), report.rows.end(), [](const ReportRow& row) {
-    return row.name != "FP32" && row.name != "BF16";
-  });
-  report.rows.insert(place, peers.begin(), peers.end());
-}
-
 /// Before minutes of measuring, not after them.
 void check_output(const std::string& output) {
   if (output.empty()) return;
@@ -100,6 +96,24 @@ int emit_comparison(const Comparison& comparison) {
   return comparison.failed ? 1 : 0;
 }
 
+/// A checkpoint's own name, or the name without .safetensors.
+std::optional<std::filesystem::path> checkpoint_named(const std::string& name) {
+  std::error_code ignored;
+  for (const std::string& file : {name, name + ".safetensors"}) {
+    if (file.ends_with(".safetensors") && std::filesystem::is_regular_file(file, ignored)) return file;
+  }
+  return std::nullopt;
+}
+
+int run_audit(const std::filesystem::path& file, const Configuration& configuration) {
+  // The data set where it is at hand; nothing is fetched for this.
+  const std::optional<std::filesystem::path> folder =
+      find_data_files(cifar10_root(configuration.cfg_CIFAR.root));
+  const FileAudit audit = audit_file(file, folder ? read_cifar10(*folder, Split::test) : Dataset{});
+  for (const std::string& line : to_lines(audit)) std::cout << line << "\n";
+  return audit.objections.empty() ? 0 : 1;
+}
+
 /// Opens and classifies the files of an earlier report and compares; nothing is timed.
 int run_verification(const BenchOptions& options, const Configuration& configuration,
                      MeasurementOptions measurement_options) {
@@ -114,6 +128,7 @@ int run_verification(const BenchOptions& options, const Configuration& configura
   RowSelection selection = select_rows(configuration.cfg.checkpoint_path, files);
   std::erase_if(selection.rows, [](const RowRequest& row) { return !exists_here(row); });
   measurement_options.first_logit = false;
+  measurement_options.latency = false;
   measurement_options.profile = false;
   Measurement measurement(selection.rows,
                           images_to_measure(configuration, base.context.dataset.images.value_or(0)),
@@ -123,15 +138,23 @@ int run_verification(const BenchOptions& options, const Configuration& configura
   return comparison.failed ? 1 : 0;
 }
 
-Report measure(const std::vector<RowRequest>& requests, Dataset images, const MeasurementOptions& options,
-               int runs) {
-  Measurement measurement(requests, std::move(images), options);
+/// Times the rows, round by round.
+void run_rounds(Measurement& measurement, int runs) {
   for (int run = 0; run < runs; ++run) {
     std::cerr << fmt::format("\rbench: round {} of {} ", run + 1, runs) << std::flush;
     measurement.round();
   }
   std::cerr << std::endl;
-  return measurement.finish();
+}
+
+std::string format_html_page(const Report& report, const Figures& figures) {
+  const std::optional<std::string> library = read_plotting_library(plotting_library_files());
+  if (!library) {
+    std::cerr << "bench: Chart.js is not installed, so the page has tables but no charts; run scripts/setup "
+                 "(package libjs-chart.js)"
+              << std::endl;
+  }
+  return format_page(report, figures, library);
 }
 
 }  // namespace
@@ -159,14 +182,17 @@ void add_bench_options(CLI::App& app, BenchOptions& options) {
   app.add_flag("--profile", options.profile, "Time, GMAC/s and share of each layer");
   app.add_flag("--isa-sweep", options.isa_sweep, "Each instruction set of this CPU, in a process of its own");
   app.add_option("--peers", options.peers, "Rows of other engines (default: bench/peers.json)");
-  CLI::Option* compare =
-      app.add_option("--compare", options.compare, "Compare the speed with that of an earlier JSON report");
-  app.add_option("--fail-above", options.fail_above,
-                 "With --compare: exit code 1 when a row is slower by more than this, for example 3%")
-      ->needs(compare);
+  CLI::Option* compare = app.add_option("--compare", options.compare,
+                                        "Compare time, accuracy and size with an earlier JSON report");
   app.add_option(
-      "--verify", options.verify,
-      "Check that this machine gives the accuracy, sizes and signatures of an earlier JSON report");
+         "--fail-above", options.fail_above,
+         "With --compare: exit code 1 when a row is slower or larger by more than this, for example 3%, or "
+         "significantly less accurate")
+      ->needs(compare);
+  app.add_option("--verify", options.verify,
+                 "A checkpoint: check its bytes, bounds of sums, stored bits of each layer and signature; an "
+                 "earlier JSON "
+                 "report: check that this machine gives its accuracy, sizes and signatures");
   app.add_flag("--worker", options.worker)->group("");
   app.add_option("--first-logit", options.first_logit)->group("");
 }
@@ -181,6 +207,10 @@ int run_bench(const BenchOptions& options) {
       options.batch > 0 ? options.batch : configuration.cfg_dataloader_test.batch_size;
   measurement_options.num_workers = configuration.cfg_dataloader_test.num_workers;
   measurement_options.profile = options.profile;
+  if (const auto file = checkpoint_named(options.verify)) return run_audit(*file, configuration);
+  if (options.verify.ends_with(".safetensors")) {
+    throw InputError("there is no file " + options.verify + "; name a checkpoint of train or quant");
+  }
   if (!options.verify.empty()) return run_verification(options, configuration, measurement_options);
 
   check_output(options.output);
@@ -194,20 +224,30 @@ int run_bench(const BenchOptions& options) {
         peer_rows(options.peers.empty() ? std::nullopt : std::optional<std::filesystem::path>(options.peers));
   }
 
+  const std::filesystem::path log_folder =
+      CheckpointPaths(configuration.cfg.checkpoint_path).log.parent_path();
+  const bool page = options.report == "html";
   Report report;
+  Figures figures = Figures::object();
   if (options.isa_sweep) {
     report = sweep(sweep_steps(), arguments_for_children(options, measurement_options.batch), options.runs);
+    if (page)
+      figures = collect_figures(requests, images_to_measure(configuration, options.images), {}, log_folder);
   } else {
     Dataset images = images_to_measure(configuration, options.images);
-    if (options.worker) {
-      Measurement measurement(requests, std::move(images), measurement_options);
-      return work_for_sweep(measurement);
+    Measurement measurement(requests, std::move(images), measurement_options);
+    if (options.worker) return work_for_sweep(measurement);
+    run_rounds(measurement, options.runs);
+    report = measurement.finish();
+    if (page) {
+      std::cerr << "bench: drawing the page" << std::endl;
+      figures = collect_figures(requests, measurement.images(), measurement.predictions(), log_folder);
     }
-    report = measure(requests, std::move(images), measurement_options, options.runs);
   }
   insert_peers(report, peers);
-  emit_report(format_report(report, options.report), options.output);
-  return base ? emit_comparison(compare_speed(*base, report, fail_above)) : 0;
+  emit_report(page ? format_html_page(report, figures) : format_report(report, options.report),
+              options.output);
+  return base ? emit_comparison(compare(*base, report, fail_above)) : 0;
 }
 
 }  // namespace nibble

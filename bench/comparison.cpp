@@ -3,10 +3,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <charconv>
 #include <cmath>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <string_view>
+#include <utility>
 
 #include "graph/network/error.h"
 
@@ -75,28 +79,143 @@ double parse_fraction(const std::string& text) {
   return unit == "%" ? value / 100 : value;
 }
 
-Comparison compare_speed(const Report& base, const Report& current, double fail_above) {
+namespace {
+
+/// What a rank-sum test or McNemar's test must stay under to count.
+constexpr double kSignificance = 0.05;
+
+/// Runs of one row in two reports: with the loader where one of them has nothing else.
+struct Runs {
+  const std::vector<double>& base;
+  const std::vector<double>& current;
+};
+
+std::optional<Runs> comparable_runs(const ReportRow& base, const ReportRow& current) {
+  if (!base.seconds_without_loader.runs.empty() && !current.seconds_without_loader.runs.empty()) {
+    return Runs{base.seconds_without_loader.runs, current.seconds_without_loader.runs};
+  }
+  if (!base.seconds.runs.empty() && !current.seconds.runs.empty()) {
+    return Runs{base.seconds.runs, current.seconds.runs};
+  }
+  return std::nullopt;
+}
+
+/// One of the three gates of a row.
+struct Gate {
+  std::string text;
+  bool failed = false;
+};
+
+Gate compare_time(const Runs& runs, double fail_above) {
+  const double ratio = median(runs.current) / median(runs.base);
+  const double p = rank_sum_p(runs.base, runs.current);
+  // The least p that so many runs can give: all of one side above all of the other.
+  const std::vector<double> low(runs.base.size(), 0.0);
+  const std::vector<double> high(runs.current.size(), 1.0);
+  const bool testable = rank_sum_p(low, high) <= kSignificance + 1e-12;
+  Gate gate{fmt::format("time {:+.1f} %", (ratio - 1) * 100)};
+  gate.text += testable ? fmt::format(" (p = {:.2g})", p) : " (too few runs for a test)";
+  if (ratio > 1 + fail_above) {
+    gate.failed = !testable || p <= kSignificance;
+    gate.text += gate.failed ? ", slower than allowed" : ", within the noise of the runs";
+  }
+  return gate;
+}
+
+/// Images that only one of the two has right; nothing when not both say.
+std::optional<std::pair<std::int64_t, std::int64_t>> discordant_images(const std::string& base,
+                                                                       const std::string& current) {
+  constexpr std::string_view kDigits = "0123456789abcdef";
+  if (base.empty() || base.size() != current.size()) return std::nullopt;
+  std::int64_t only_base = 0;
+  std::int64_t only_current = 0;
+  for (std::size_t i = 0; i < base.size(); ++i) {
+    const std::size_t a = kDigits.find(base[i]);
+    const std::size_t b = kDigits.find(current[i]);
+    if (a == std::string_view::npos || b == std::string_view::npos) return std::nullopt;
+    only_base += std::popcount(a & ~b);
+    only_current += std::popcount(b & ~a);
+  }
+  return std::pair(only_base, only_current);
+}
+
+Gate compare_accuracy(const ReportRow& base, const ReportRow& current, bool same_images, bool gated) {
+  if (!base.top1 || !current.top1) return {"top-1 not measured"};
+  if (!same_images) return {"top-1 of other images"};
+  Gate gate{fmt::format("top-1 {:+.2f} points", (*current.top1 - *base.top1) * 100)};
+  bool lower = false;
+  if (const auto discordant = discordant_images(base.correct_images, current.correct_images)) {
+    const auto [only_base, only_current] = *discordant;
+    const double p = mcnemar_exact_p(only_base, only_current);
+    gate.text += fmt::format(" (McNemar p = {:.2g}, {} images lost, {} won)", p, only_base, only_current);
+    lower = only_base > only_current && p <= kSignificance;
+  } else if (base.top1_interval && current.top1_interval) {
+    gate.text += " (by intervals)";
+    lower = current.top1_interval->high < base.top1_interval->low;
+  } else {
+    gate.text += " (no interval)";
+    lower = *current.top1 < *base.top1;
+  }
+  gate.failed = gated && lower;
+  if (lower) gate.text += ", lower than before";
+  return gate;
+}
+
+Gate compare_size(const ReportRow& base, const ReportRow& current, double fail_above) {
+  if (!base.file_bytes || !current.file_bytes || *base.file_bytes <= 0) return {"size not known"};
+  const double ratio = static_cast<double>(*current.file_bytes) / static_cast<double>(*base.file_bytes);
+  Gate gate{fmt::format("size {:+.1f} %", (ratio - 1) * 100), ratio > 1 + fail_above};
+  if (gate.failed) gate.text += ", larger than allowed";
+  return gate;
+}
+
+}  // namespace
+
+Comparison compare(const Report& base, const Report& current, double fail_above) {
   if (base.context.cpu != current.context.cpu || base.context.threads != current.context.threads) {
     throw InputError(
         fmt::format("the earlier report is of {} with {} threads, this one of {} with {}: "
                     "compare speeds on one machine, see --threads",
                     base.context.cpu, base.context.threads, current.context.cpu, current.context.threads));
   }
-  Comparison comparison;
-  for (const ReportRow& row : current.rows) {
-    if (row.seconds_without_loader.runs.empty()) continue;
-    const auto earlier = std::find_if(base.rows.begin(), base.rows.end(), [&](const ReportRow& other) {
-      return same_row(row, other) && !other.seconds_without_loader.runs.empty();
-    });
-    if (earlier == base.rows.end()) continue;
-    const double ratio =
-        median(row.seconds_without_loader.runs) / median(earlier->seconds_without_loader.runs);
-    const bool slower = ratio > 1 + fail_above;
-    comparison.failed = comparison.failed || slower;
-    comparison.lines.push_back(fmt::format("{}: {:+.1f} % time{}", label(row), (ratio - 1) * 100,
-                                           slower ? ", slower than allowed" : ""));
+  const bool same_images = base.context.dataset.sha256 == current.context.dataset.sha256 &&
+                           base.context.dataset.name == current.context.dataset.name &&
+                           base.context.dataset.images == current.context.dataset.images;
+  if (base.context.dataset.images != current.context.dataset.images) {
+    throw InputError(
+        fmt::format("the earlier report is of {} images, this one of {}; measure as many, see "
+                    "--images",
+                    base.context.dataset.images.value_or(0), current.context.dataset.images.value_or(0)));
   }
-  if (comparison.lines.empty()) {
+  Comparison comparison;
+  int compared = 0;
+  for (const ReportRow& row : current.rows) {
+    if (row.file.empty()) continue;  // another engine's row: read from a file, not measured now
+    const auto earlier = std::find_if(base.rows.begin(), base.rows.end(),
+                                      [&](const ReportRow& other) { return same_row(row, other); });
+    if (earlier == base.rows.end()) {
+      comparison.lines.push_back(label(row) + ": not in the earlier report");
+      continue;
+    }
+    const std::optional<Runs> runs = comparable_runs(*earlier, row);
+    if (!runs) continue;  // this CPU or cap does not run it
+    ++compared;
+    const Gate gates[] = {
+        compare_time(*runs, fail_above),
+        compare_accuracy(*earlier, row, same_images, std::isfinite(fail_above)),
+        compare_size(*earlier, row, fail_above),
+    };
+    std::string line;
+    bool failed = false;
+    for (const Gate& gate : gates) {
+      line += (line.empty() ? "" : "; ") + gate.text;
+      failed = failed || gate.failed;
+    }
+    comparison.lines.push_back(
+        fmt::format("{} {}: {}", failed ? "REGRESSION" : "ok        ", label(row), line));
+    comparison.failed = comparison.failed || failed;
+  }
+  if (compared == 0) {
     throw InputError(
         "the earlier report has no row of the same name, engine, instruction set and batch; "
         "measure it with the same options");

@@ -19,10 +19,20 @@ struct Comparison {
   bool failed = false;
 };
 
-/// Speed without the loader (median of the runs) of each row that both reports have: same name, engine,
-/// instruction set and batch. Fails when one is slower by more than the fraction `fail_above`. Throws
-/// InputError when the reports are of different CPUs or thread counts, or have no row in common.
-Comparison compare_speed(const Report& base, const Report& current, double fail_above);
+/// Time, accuracy and size of each row of ours that both reports have: same name, engine, instruction set and
+/// batch. A row fails when
+///
+///   - its median time (without the loader) is longer by more than the fraction `fail_above`, and the
+///   rank-sum
+///     test over the runs finds it slower at p <= 0.05; the median alone decides where the runs are too few
+///     for that p, that is fewer than three on each side;
+///   - it has fewer images right and McNemar's test over the images has p <= 0.05; where a report does not
+///     have its right images, when the intervals do not meet;
+///   - its file is larger by more than `fail_above`.
+///
+/// An infinite `fail_above` gates nothing. Throws InputError when the reports are of different CPUs, thread
+/// counts or numbers of images, or have no row in common.
+Comparison compare(const Report& base, const Report& current, double fail_above);
 
 /// Whether `current` gives what `base` states, row by row: bytes of the file, signatures, top-1. Networks of
 /// integers must agree exactly, on whatever instruction set; where rounding depends on the instruction set

@@ -24,6 +24,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kSignatureImages = 1000;
 constexpr int kFirstLogitStarts = 5;
+constexpr int kSingleImages = 200;  // of each round
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -70,9 +71,11 @@ void compare(const std::vector<int>& predicted, const std::vector<int>& referenc
   std::int64_t right = 0;
   std::int64_t only_row = 0;
   std::int64_t only_reference = 0;
+  std::vector<bool> flags;
   for (std::size_t i = 0; i < predicted.size(); ++i) {
     const bool row_right = predicted[i] == images.labels[i];
     right += row_right;
+    flags.push_back(row_right);
     if (reference.empty()) continue;
     const bool reference_right = reference[i] == images.labels[i];
     only_row += row_right && !reference_right;
@@ -80,6 +83,7 @@ void compare(const std::vector<int>& predicted, const std::vector<int>& referenc
   }
   row.top1 = static_cast<double>(right) / static_cast<double>(count);
   row.top1_interval = wilson_interval(right, count);
+  row.correct_images = pack_flags(flags);
   if (!reference.empty()) row.mcnemar_p = mcnemar_exact_p(only_row, only_reference);
 }
 
@@ -113,6 +117,8 @@ std::size_t index_of(const RowKind& kind) {
 struct Measurement::Row {
   RowRequest request;
   OpenedModel opened;
+  std::unique_ptr<Model>
+      single;  // planned for one image at a time; nullptr when `opened` is or latency is off
   ReportRow report;
   std::vector<double> latencies;
   std::vector<float> logits;  // of the largest batch
@@ -153,6 +159,9 @@ Measurement::Measurement(const std::vector<RowRequest>& requests, Dataset images
     report.note = opened.note;
     row->logits.resize(static_cast<std::size_t>(options_.batch) *
                        static_cast<std::size_t>(opened.network.classes));
+    if (opened.model && options_.latency && options_.batch != 1) {
+      row->single = open_model(request.kind, request.file, 1).model;
+    }
     if (opened.model && options_.first_logit) {
       report.first_logit_seconds = first_logit_seconds(kind, request.file);
     }
@@ -195,11 +204,20 @@ void Measurement::classify() {
   }
 }
 
+std::map<std::string, std::vector<int>> Measurement::predictions() const {
+  std::map<std::string, std::vector<int>> result;
+  for (const auto& row : rows_) {
+    if (row->opened.model) result.emplace(row->request.name, row->predicted);
+  }
+  return result;
+}
+
 void Measurement::round() {
   for (const auto& row : rows_) {
     if (!row->opened.model) continue;
     time_with_loader(*row);
     time_without_loader(*row);
+    if (row->single) time_single_images(*row);
   }
 }
 
@@ -223,7 +241,65 @@ void Measurement::time_without_loader(Row& row) {
   row.report.seconds_without_loader.runs.push_back(seconds_since(start));
 }
 
+void Measurement::time_single_images(Row& row) {
+  const int count = std::min(kSingleImages, images_.count());
+  row.single->run(pixels_of(images_, 0, 1), 1, row.logits);  // its weights come back into the caches
+  for (int i = 0; i < count; ++i) {
+    const auto start = Clock::now();
+    row.single->run(pixels_of(images_, i, 1), 1, row.logits);
+    row.latencies.push_back(seconds_since(start));
+  }
+}
+
+namespace {
+
+/// Peaks of one thread, each measured once.
+class Peaks {
+ public:
+  /// Nothing where there is no such probe here or it stays below its documented rate: a fraction of it would
+  /// flatter.
+  std::optional<double> macs_per_second(const std::string& name) {
+    const auto known = measured_.find(name);
+    if (known != measured_.end()) return known->second;
+    std::optional<double> rate;
+    if (const PeakProbe* probe = find_probe(name)) {
+      const MeasuredPeak peak = measure_peak(*probe);
+      if (!peak.documented || *peak.documented_fraction() >= kLeastDocumentedFraction) {
+        rate = peak.macs_per_second;
+      }
+    }
+    return measured_[name] = rate;
+  }
+
+ private:
+  std::map<std::string, std::optional<double>> measured_;
+};
+
+void add_layers(const std::vector<LayerTime>& times, const OpenedModel& opened, int threads, Peaks& peaks,
+                ReportRow& row) {
+  double total = 0;
+  for (const LayerTime& layer : times) total += layer.seconds;
+  for (const LayerTime& layer : times) {
+    LayerReport report{layer.name, layer.seconds, layer.multiply_accumulates, layer.seconds / total};
+    const bool multiplies = layer.multiply_accumulates > 0;
+    const auto kernel = opened.kernels.find(layer.name);
+    if (kernel != opened.kernels.end()) {
+      report.kernel = kernel->second.name;
+    } else if (multiplies && opened.kernels.empty()) {
+      report.kernel = "oneDNN";
+    }
+    const std::string probe = kernel != opened.kernels.end() ? kernel->second.peak_probe : opened.peak_probe;
+    if (const auto peak = peaks.macs_per_second(probe); peak && multiplies && !report.kernel.empty()) {
+      report.floor_seconds = layer.multiply_accumulates / (*peak * threads);
+    }
+    row.layers.push_back(std::move(report));
+  }
+}
+
+}  // namespace
+
 Report Measurement::finish() {
+  Peaks peaks;
   Report report;
   report.context.cpu = cpu_name();
   report.context.isa = onednn_isa();
@@ -248,21 +324,14 @@ Report Measurement::finish() {
     }
     if (opened.model && options_.profile) {
       const int count = std::min(options_.batch, images_.count());
-      double total = 0;
-      for (const LayerTime& layer : opened.model->profile(pixels_of(images_, 0, count), count)) {
-        result.layers.push_back({layer.name, layer.seconds, layer.multiply_accumulates, 0});
-        total += layer.seconds;
-      }
-      for (LayerReport& layer : result.layers) layer.share = layer.seconds / total;
+      add_layers(opened.model->profile(pixels_of(images_, 0, count), count), opened, report.context.threads,
+                 peaks, result);
     }
-    const PeakProbe* probe = find_probe(opened.peak_probe);
-    if (probe != nullptr && result.images_per_second_without_loader) {
-      const MeasuredPeak peak = measure_peak(*probe);
-      const double rate = *result.images_per_second_without_loader *
-                          static_cast<double>(opened.network.multiply_accumulates());
-      if (!peak.documented || *peak.documented_fraction() >= kLeastDocumentedFraction) {
-        result.peak_fraction = rate / (peak.macs_per_second * report.context.threads);
-      }
+    const std::optional<double> peak = peaks.macs_per_second(opened.peak_probe);
+    if (peak && result.images_per_second_without_loader) {
+      result.peak_fraction = *result.images_per_second_without_loader *
+                             static_cast<double>(opened.network.multiply_accumulates()) /
+                             (*peak * report.context.threads);
     }
     report.rows.push_back(result);
   }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -16,6 +17,7 @@ struct MeasurementOptions {
   int batch = 1024;
   int num_workers = 2;  ///< of the loader
   bool profile = false;
+  bool latency = true;      ///< of single images, beside the batches
   bool first_logit = true;  ///< start the program anew for each row and time it to the first logit
 };
 
@@ -31,6 +33,11 @@ class Measurement {
 
   void round();
 
+  const Dataset& images() const { return images_; }
+
+  /// The class that each row gives to each image, by the row's name (of one name the first).
+  std::map<std::string, std::vector<int>> predictions() const;
+
   /// Rows and context; the peers' rows are not among them.
   Report finish();
 
@@ -39,6 +46,7 @@ class Measurement {
   void classify();
   void time_with_loader(Row& row);
   void time_without_loader(Row& row);
+  void time_single_images(Row& row);
 
   MeasurementOptions options_;
   Dataset images_;

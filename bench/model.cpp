@@ -115,6 +115,12 @@ void open_quantized(const RowKind& kind, const std::filesystem::path& file, int 
     opened.isa = name_of(model->network().instruction_set());
     opened.peak_probe =
         probe_name(model->network().instruction_set(), opened.weight_bits, opened.activation_bits);
+    for (const PlannedConvolution& planned : model->network().plan().convolutions) {
+      const ConvolutionKernel& kernel = *planned.kernel;
+      opened.kernels[planned.name] = {
+          std::string(kernel.name),
+          probe_name(kernel.instruction_set, kernel.weight_bits, kernel.activation_bits)};
+    }
     opened.model = std::move(model);
     return;
   }

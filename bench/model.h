@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -39,6 +40,11 @@ struct OpenedModel {
   std::int64_t payload_bytes = 0;
   std::vector<std::string> implementations;
   std::string peak_probe;  ///< name of the probe (bench/peaks.h) of the instructions that multiply
+  struct LayerKernel {
+    std::string name;
+    std::string peak_probe;
+  };
+  std::map<std::string, LayerKernel> kernels;  ///< by the layer's name; layers on oneDNN are not in it
   std::string note;
 };
 

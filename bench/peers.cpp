@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <iterator>
 #include <nlohmann/json.hpp>
 
 #include "graph/network/error.h"
@@ -13,17 +14,18 @@ namespace fs = std::filesystem;
 
 struct ExpectedPeer {
   const char* name;
-  const char* engine;
+  const char* other_name;  ///< a file may spell it so, too
   int bits;
   bool fused;
 };
 
 /// The system that this one replaces, row by row; its 4 and 2 bits are values stored and computed as int8.
 constexpr ExpectedPeer kExpected[] = {
-    {"PyTorch int2", "pytorch", 2, false},
-    {"PyTorch int4", "pytorch", 4, false},
-    {"PyTorch int8", "pytorch", 8, false},
-    {"PyTorch fused int8", "pytorch", 8, true},
+    {"Original", "PyTorch FP32", 32, false},
+    {"PyTorch int2", "PyTorch int2", 2, false},
+    {"PyTorch int4", "PyTorch int4", 4, false},
+    {"PyTorch int8", "PyTorch int8", 8, false},
+    {"Fused PyTorch int8", "PyTorch fused int8", 8, true},
 };
 
 std::optional<fs::path> default_file() {
@@ -65,16 +67,18 @@ std::vector<ReportRow> peer_rows(const std::optional<fs::path>& file) {
 
   std::vector<ReportRow> rows;
   for (const ExpectedPeer& expected : kExpected) {
-    const auto found = std::find_if(measured.begin(), measured.end(),
-                                    [&](const ReportRow& row) { return row.name == expected.name; });
+    const auto found = std::find_if(measured.begin(), measured.end(), [&](const ReportRow& row) {
+      return row.name == expected.name || row.name == expected.other_name;
+    });
     if (found != measured.end()) {
       rows.push_back(*found);
+      rows.back().name = expected.name;
       measured.erase(found);
       continue;
     }
     ReportRow row;
     row.name = expected.name;
-    row.engine = expected.engine;
+    row.engine = "pytorch";
     row.weight_bits = expected.bits;
     row.activation_bits = expected.bits;
     row.fused = expected.fused;
@@ -82,6 +86,21 @@ std::vector<ReportRow> peer_rows(const std::optional<fs::path>& file) {
   }
   rows.insert(rows.end(), measured.begin(), measured.end());
   return rows;
+}
+
+bool is_of_replaced_system(const ReportRow& row) {
+  return row.engine == "pytorch" &&
+         std::any_of(std::begin(kExpected), std::end(kExpected),
+                     [&](const ExpectedPeer& expected) { return row.name == expected.name; });
+}
+
+void insert_peers(Report& report, const std::vector<ReportRow>& peers) {
+  auto place = report.rows.begin();
+  for (const ReportRow& peer : peers) {
+    place = is_of_replaced_system(peer) ? report.rows.insert(place, peer) + 1 : place;
+  }
+  std::copy_if(peers.begin(), peers.end(), std::back_inserter(report.rows),
+               [](const ReportRow& peer) { return !is_of_replaced_system(peer); });
 }
 
 }  // namespace nibble

@@ -22,4 +22,10 @@ std::vector<ReportRow> read_peers(const std::filesystem::path& file);
 /// InputError when a `file` that was given is missing.
 std::vector<ReportRow> peer_rows(const std::optional<std::filesystem::path>& file);
 
+/// A row of the table that this project answers: the original network, int2, int4, int8, fused int8.
+bool is_of_replaced_system(const ReportRow& row);
+
+/// The replaced system's rows go before our own, the other engines' after them.
+void insert_peers(Report& report, const std::vector<ReportRow>& peers);
+
 }  // namespace nibble

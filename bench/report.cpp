@@ -32,6 +32,16 @@ OrderedJson value_to_json(const Timing& value) {
 OrderedJson value_to_json(const Provenance& value) {
   return {{"date", value.date}, {"cpu", value.cpu}, {"versions", value.versions}};
 }
+template <typename T>
+OrderedJson value_to_json(const std::optional<T>& value) {
+  if (!value) return nullptr;
+  if constexpr (std::is_arithmetic_v<T>) {
+    return *value;
+  } else {
+    return value_to_json(*value);
+  }
+}
+
 OrderedJson value_to_json(const std::vector<LayerReport>& layers) {
   if (layers.empty()) return nullptr;
   OrderedJson json = OrderedJson::array();
@@ -42,18 +52,11 @@ OrderedJson value_to_json(const std::vector<LayerReport>& layers) {
                     {"seconds", layer.seconds},
                     {"multiply_accumulates", layer.multiply_accumulates},
                     {"gmac_per_second", rate},
-                    {"share", layer.share}});
+                    {"share", layer.share},
+                    {"kernel", value_to_json(layer.kernel)},
+                    {"floor_seconds", value_to_json(layer.floor_seconds)}});
   }
   return json;
-}
-template <typename T>
-OrderedJson value_to_json(const std::optional<T>& value) {
-  if (!value) return nullptr;
-  if constexpr (std::is_arithmetic_v<T>) {
-    return *value;
-  } else {
-    return value_to_json(*value);
-  }
 }
 
 // JSON to values; null leaves the value as it is.
@@ -78,6 +81,11 @@ void value_from_json(const Json& json, std::vector<LayerReport>& layers) {
   for (const Json& layer : json) {
     layers.push_back({layer.at("name").get<std::string>(), layer.at("seconds").get<double>(),
                       layer.at("multiply_accumulates").get<double>(), layer.at("share").get<double>()});
+    // Reports of earlier versions do not have these.
+    const auto kernel = layer.find("kernel");
+    if (kernel != layer.end() && !kernel->is_null()) kernel->get_to(layers.back().kernel);
+    const auto floor = layer.find("floor_seconds");
+    if (floor != layer.end() && !floor->is_null()) layers.back().floor_seconds = floor->get<double>();
   }
 }
 template <typename T>
@@ -121,6 +129,7 @@ void visit_row(Row& row, Visit&& visit) {
   visit("seconds_without_loader", row.seconds_without_loader);
   visit("first_logit_seconds", row.first_logit_seconds);
   visit("layers", row.layers);
+  visit("correct_images", row.correct_images);
   visit("measured", row.measured);
   visit("note", row.note);
 }
@@ -200,6 +209,18 @@ Report report_from_json(const Json& json, const std::string& source) {
                      "); write it with bench --report json");
   }
   return report;
+}
+
+std::string pack_flags(const std::vector<bool>& flags) {
+  std::string digits((flags.size() + 3) / 4, '0');
+  for (std::size_t i = 0; i < digits.size(); ++i) {
+    unsigned value = 0;
+    for (std::size_t bit = 0; bit < 4; ++bit) {
+      value = value << 1U | static_cast<unsigned>(4 * i + bit < flags.size() && flags[4 * i + bit]);
+    }
+    digits[i] = "0123456789abcdef"[value];
+  }
+  return digits;
 }
 
 // Each in its own file.

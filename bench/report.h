@@ -31,6 +31,9 @@ struct LayerReport {
   double seconds;               ///< all images of one batch
   double multiply_accumulates;  ///< of the batch, valid taps; 0 for element-wise work
   double share;                 ///< of the row's layers together
+  std::string kernel{};         ///< what ran it: "int2_avx2", "oneDNN"; empty for element-wise work
+  /// The multiply-accumulates at the measured peak of the kernel's instructions on all threads.
+  std::optional<double> floor_seconds{};
 };
 
 /// Where the figures of another engine come from; shown beside its rows.
@@ -69,6 +72,7 @@ struct ReportRow {
   std::optional<double> peak_fraction;
   std::optional<double> first_logit_seconds;  ///< from the start of a process, the data set not counted
   std::vector<LayerReport> layers;            ///< with --profile
+  std::string correct_images;                 ///< see pack_flags(); empty without labels
   std::optional<Provenance> measured;         ///< of another engine's rows
   std::string note;                           ///< for example why a row has no values
 };
@@ -103,7 +107,12 @@ nlohmann::ordered_json to_json(const ReportRow& row);
 Report report_from_json(const nlohmann::json& json, const std::string& source);
 ReportRow row_from_json(const nlohmann::json& json, const std::string& source);
 
-/// A report as text. Formats: "md", "json", "html", "csv"; one file each, report_<format>.cpp.
+/// Flags as hexadecimal digits, four a digit, the first flag in the highest bit; the last digit is filled
+/// with zeros. Which images a row has right, so that a later report can be compared image by image.
+std::string pack_flags(const std::vector<bool>& flags);
+
+/// A report as text. Formats: "md", "json", "html" (without the figures of page.h), "csv"; one file each,
+/// report_<format>.cpp.
 std::string format_report(const Report& report, const std::string& format);
 std::vector<std::string> report_formats();
 

@@ -39,6 +39,8 @@ constexpr FlatColumn kColumns[] = {
     {"seconds_runs", "seconds", "runs"},
     {"images_per_second", "images_per_second", nullptr},
     {"images_per_second_without_loader", "images_per_second_without_loader", nullptr},
+    {"seconds_without_loader_mean", "seconds_without_loader", "mean"},
+    {"seconds_without_loader_std", "seconds_without_loader", "std"},
     {"latency_median", "latency_seconds", "median"},
     {"latency_p99", "latency_seconds", "p99"},
     {"first_logit_seconds", "first_logit_seconds", nullptr},

@@ -29,6 +29,51 @@ double mcnemar_exact_p(std::int64_t only_first, std::int64_t only_second) {
   return std::min(1.0, 2 * tail);
 }
 
+double rank_sum_p(std::span<const double> first, std::span<const double> second) {
+  std::vector<std::pair<double, bool>> values;  // and whether it is of `second`
+  for (const double value : first) values.emplace_back(value, false);
+  for (const double value : second) values.emplace_back(value, true);
+  std::sort(values.begin(), values.end());
+  // Twice the rank, so that ties, which share the mean of their ranks, stay integers.
+  std::vector<std::size_t> doubled(values.size());
+  std::size_t observed = 0;
+  for (std::size_t i = 0; i < values.size();) {
+    std::size_t end = i;
+    while (end < values.size() && values[end].first == values[i].first) ++end;
+    for (std::size_t k = i; k < end; ++k) {
+      doubled[k] = i + end + 1;
+      if (values[k].second) observed += doubled[k];
+    }
+    i = end;
+  }
+  const std::size_t count = values.size();
+  if (count > 40) {
+    const auto n = static_cast<double>(count);
+    const auto chosen = static_cast<double>(second.size());
+    double variance = 0;
+    for (const std::size_t rank : doubled) {
+      const double deviation = static_cast<double>(rank) / 2 - (n + 1) / 2;
+      variance += deviation * deviation;
+    }
+    variance *= chosen * (n - chosen) / (n * (n - 1));
+    if (variance == 0) return 1;
+    const double centred = static_cast<double>(observed) / 2 - chosen * (n + 1) / 2 - 0.5;
+    return 0.5 * std::erfc(centred / std::sqrt(2 * variance));
+  }
+  // ways[k][s]: choices of k values whose doubled ranks sum to s.
+  const std::size_t largest = count * (count + 1);
+  std::vector<std::vector<double>> ways(second.size() + 1, std::vector<double>(largest + 1));
+  ways[0][0] = 1;
+  for (const std::size_t rank : doubled) {
+    for (std::size_t k = second.size(); k >= 1; --k) {
+      for (std::size_t sum = largest; sum >= rank; --sum) ways[k][sum] += ways[k - 1][sum - rank];
+    }
+  }
+  const std::vector<double>& all = ways.back();
+  const double total = std::accumulate(all.begin(), all.end(), 0.0);
+  return std::accumulate(all.begin() + static_cast<std::ptrdiff_t>(observed), all.end(), 0.0) / total;
+}
+
 double mean(std::span<const double> values) {
   return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
 }

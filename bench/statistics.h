@@ -19,6 +19,11 @@ Interval wilson_interval(std::int64_t successes, std::int64_t trials);
 /// so one-sidedly. `only_first`, `only_second`: images that only one of them classifies rightly.
 double mcnemar_exact_p(std::int64_t only_first, std::int64_t only_second);
 
+/// The rank-sum test (Wilcoxon, 1945; Mann and Whitney, 1947), one-sided: the probability that `second` is at
+/// least so much larger than `first` when both come from one distribution. Ties share their ranks; exact up
+/// to 40 values together, then by the normal distribution. Neither may be empty.
+double rank_sum_p(std::span<const double> first, std::span<const double> second);
+
 double mean(std::span<const double> values);
 
 /// The sample's standard deviation (n - 1); 0 for a single value.

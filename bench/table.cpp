@@ -62,55 +62,61 @@ struct Column {
   std::string (*text)(const ReportRow&);
 };
 
+/// First what the table of the replaced system has: name, accuracy, time of all images, size.
 const Column kColumns[] = {
     {"row", false, [](const ReportRow& row) { return row.name; }},
-    {"engine", false, [](const ReportRow& row) { return row.engine; }},
-    {"bits w/a", true, widths},
-    {"instruction set", false, [](const ReportRow& row) { return text_or_missing(row.isa); }},
     {"top-1 (95 % interval)", true, accuracy},
+    {"all images", true, [](const ReportRow& row) { return time(row.seconds); }},
+    {"size MB", true, [](const ReportRow& row) { return megabytes(row.file_bytes); }},
     {"agreement", true, [](const ReportRow& row) { return percent(row.agreement); }},
     {"McNemar p", true,
      [](const ReportRow& row) {
        return row.mcnemar_p ? fmt::format("{:.3g}", *row.mcnemar_p) : std::string(kMissing);
      }},
-    {"all images", true, [](const ReportRow& row) { return time(row.seconds); }},
-    {"images/s", true, [](const ReportRow& row) { return thousands(row.images_per_second); }},
-    {"without loader", true,
-     [](const ReportRow& row) { return thousands(row.images_per_second_without_loader); }},
-    {"of peak", true, [](const ReportRow& row) { return percent(row.peak_fraction, 0); }},
-    {"file MB", true, [](const ReportRow& row) { return megabytes(row.file_bytes); }},
-    {"payload MB", true, [](const ReportRow& row) { return megabytes(row.payload_bytes); }},
-    {"signature", false, [](const ReportRow& row) { return text_or_missing(row.signature); }},
-};
-
-/// Only where some row has a value.
-const Column kLatencyColumns[] = {
     {"latency", true,
      [](const ReportRow& row) { return row.latency ? milliseconds(row.latency->median) : kMissing; }},
     {"99 % under", true,
      [](const ReportRow& row) { return row.latency ? milliseconds(row.latency->p99) : kMissing; }},
+    {"images/s", true, [](const ReportRow& row) { return thousands(row.images_per_second); }},
+    {"without loader", true,
+     [](const ReportRow& row) { return thousands(row.images_per_second_without_loader); }},
+    {"of peak", true, [](const ReportRow& row) { return percent(row.peak_fraction, 0); }},
+    {"payload MB", true, [](const ReportRow& row) { return megabytes(row.payload_bytes); }},
+    {"bits/parameter", true,
+     [](const ReportRow& row) {
+       return row.bits_per_parameter ? fmt::format("{:.2f}", *row.bits_per_parameter) : std::string(kMissing);
+     }},
+    {"bits w/a", true, widths},
+    {"engine", false, [](const ReportRow& row) { return row.engine; }},
+    {"instruction set", false, [](const ReportRow& row) { return text_or_missing(row.isa); }},
+    {"signature", false, [](const ReportRow& row) { return text_or_missing(row.signature); }},
 };
 
-/// Columns that tell which row it is; the others are figures.
-constexpr std::size_t kIdentityColumns = 3;
+/// The rows that another engine would fill tell who it is even when nothing was measured.
+bool tells_which_row(const Column& column) {
+  const std::string title = column.title;
+  return title == "row" || title == "bits w/a" || title == "engine";
+}
 
 }  // namespace
 
 Table summary_table(const Report& report) {
-  std::vector<Column> columns(std::begin(kColumns), std::end(kColumns));
-  if (std::any_of(report.rows.begin(), report.rows.end(), [](const ReportRow& row) { return row.latency; })) {
-    columns.insert(columns.end(), std::begin(kLatencyColumns), std::end(kLatencyColumns));
-  }
   Table table;
-  for (const Column& column : columns) {
+  for (const Column& column : kColumns) {
     table.header.emplace_back(column.title);
     table.right_aligned.push_back(column.right_aligned);
   }
+  // "10,000 images", as long as that is what was measured.
+  if (report.context.dataset.images) {
+    *std::find(table.header.begin(), table.header.end(), "all images") =
+        thousands(*report.context.dataset.images) + " images";
+  }
   for (const ReportRow& row : report.rows) {
+    const bool absent = !is_measured(row) && row.file.empty();
     std::vector<std::string> cells;
-    for (std::size_t i = 0; i < columns.size(); ++i) {
-      const bool replaced = i >= kIdentityColumns && !is_measured(row) && row.file.empty();
-      cells.push_back(replaced ? (i == kIdentityColumns ? "not measured" : "") : columns[i].text(row));
+    for (const Column& column : kColumns) {
+      const bool replaced = absent && !tells_which_row(column);
+      cells.push_back(!replaced ? column.text(row) : cells.size() == 1 ? "not measured" : "");
     }
     table.rows.push_back(std::move(cells));
   }
@@ -118,11 +124,13 @@ Table summary_table(const Report& report) {
 }
 
 Table profile_table(const ReportRow& row) {
-  Table table{{"layer", "time", "GMAC/s", "share"}, {false, true, true, true}, {}};
+  Table table{
+      {"layer", "kernel", "time", "floor", "GMAC/s", "share"}, {false, false, true, true, true, true}, {}};
   for (const LayerReport& layer : row.layers) {
     const bool counts = layer.multiply_accumulates > 0;
     table.rows.push_back(
-        {layer.name, milliseconds(layer.seconds),
+        {layer.name, layer.kernel, milliseconds(layer.seconds),
+         layer.floor_seconds ? milliseconds(*layer.floor_seconds) : "",
          counts ? fmt::format("{:.1f}", layer.multiply_accumulates / layer.seconds / 1e9) : "",
          percent(layer.share, 1)});
   }
@@ -140,6 +148,9 @@ std::vector<std::string> footer_lines(const Report& report) {
     for (const std::string& name : context.implementations) names += (names.empty() ? "" : ", ") + name;
     lines.push_back(fmt::format("oneDNN's convolutions: {}.", names));
   }
+  lines.push_back(
+      "Latency: of one image alone, median and 99 % quantile. Of peak: multiply-accumulates a second without "
+      "the loader beside what the instructions that multiply reach in registers on all threads.");
   lines.push_back(fmt::format("Images: {}, {}{}.", text_or_missing(context.dataset.name),
                               context.dataset.images ? std::to_string(*context.dataset.images) : kMissing,
                               context.dataset.sha256.empty() ? "" : ", SHA-256 " + context.dataset.sha256));

@@ -39,26 +39,6 @@ TEST(Fraction, IsPercentOrPlain) {
     EXPECT_THROW(parse_fraction(text), InputError) << text;
 }
 
-TEST(CompareSpeed, FailsAboveTheLimitOnly) {
-  const Report base = report_of({1.0, 1.0, 9.0});
-  EXPECT_FALSE(compare_speed(base, report_of({1.02, 1.02, 1.02}), 0.03).failed);
-  EXPECT_TRUE(compare_speed(base, report_of({1.04, 1.04, 1.04}), 0.03).failed);
-  EXPECT_FALSE(compare_speed(base, report_of({0.5, 0.5, 0.5}), 0.0).failed);
-}
-
-TEST(CompareSpeed, RefusesWhatCannotBeCompared) {
-  const Report base = report_of({1});
-  Report other = base;
-  other.context.cpu = "Another CPU";
-  EXPECT_THROW(compare_speed(base, other, 0.03), InputError);
-  other = base;
-  other.context.threads = 1;
-  EXPECT_THROW(compare_speed(base, other, 0.03), InputError);
-  other = base;
-  other.rows[0].batch = 1;
-  EXPECT_THROW(compare_speed(base, other, 0.03), InputError);
-}
-
 TEST(Verify, DemandsEqualSignatures) {
   const Report base = report_of({1});
   EXPECT_FALSE(verify(base, base).failed);

@@ -22,14 +22,15 @@ TEST(Peers, CarryTheirProvenance) {
       write(folder, R"({"date": "2026-11-23", "cpu": "Some CPU", "versions": {"PyTorch": "2.13.0"}, "rows": [
                  {"name": "PyTorch int8", "engine": "pytorch", "weight_bits": 8, "top1": 0.881},
                  {"name": "OpenVINO int8", "engine": "openvino", "images_per_second": 5727.0}]})"));
-  ASSERT_EQ(rows.size(), 5U);
-  EXPECT_EQ(rows[0].name, "PyTorch int2");
-  EXPECT_FALSE(rows[0].measured);
-  EXPECT_EQ(rows[2].name, "PyTorch int8");
-  EXPECT_EQ(rows[2].top1, 0.881);
-  EXPECT_EQ(rows[2].measured->date, "2026-11-23");
-  EXPECT_EQ(rows[2].measured->versions.at("PyTorch"), "2.13.0");
-  EXPECT_EQ(rows[4].name, "OpenVINO int8");
+  ASSERT_EQ(rows.size(), 6U);
+  EXPECT_EQ(rows[0].name, "Original");
+  EXPECT_EQ(rows[1].name, "PyTorch int2");
+  EXPECT_FALSE(rows[1].measured);
+  EXPECT_EQ(rows[3].name, "PyTorch int8");
+  EXPECT_EQ(rows[3].top1, 0.881);
+  EXPECT_EQ(rows[3].measured->date, "2026-11-23");
+  EXPECT_EQ(rows[3].measured->versions.at("PyTorch"), "2.13.0");
+  EXPECT_EQ(rows[5].name, "OpenVINO int8");
 }
 
 TEST(Peers, AreRefusedWithTheFileNamed) {

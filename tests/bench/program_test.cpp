@@ -96,8 +96,8 @@ TEST_F(BenchProgram, MeasuresEveryFile) {
     EXPECT_GT(row.at("first_logit_seconds").get<double>(), 0);
     EXPECT_LT(row.at("first_logit_seconds").get<double>(), 60);
   }
-  EXPECT_THAT(names, testing::ElementsAre("FP32", "BF16", "PyTorch int2", "PyTorch int4", "PyTorch int8",
-                                          "PyTorch fused int8", "int16", "int8 unfused", "int8 fused", "int8",
+  EXPECT_THAT(names, testing::ElementsAre("Original", "PyTorch int2", "PyTorch int4", "PyTorch int8",
+                                          "Fused PyTorch int8", "FP32", "BF16", "int16", "int8 unfused", "int8 fused", "int8",
                                           "int4", "int2"));
 }
 
