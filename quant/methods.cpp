@@ -6,13 +6,21 @@ namespace nibble {
 namespace {
 
 constexpr Method kMethods[] = {
-    {"nearest", quantize_nearest},
+    {"nearest", false, quantize_nearest},
+    {"brecq", true, quantize_brecq},
+    {"blocks", true, quantize_blocks},
+    {"distill", true, quantize_distill},
 };
 
 }  // namespace
 
 std::span<const Method> methods() {
   return kMethods;
+}
+
+const char* automatic_method(int bits, int activation_bits, bool pair_safe) {
+  const bool narrow = bits <= 4 || activation_bits <= 4;
+  return narrow && !pair_safe ? "blocks" : "nearest";
 }
 
 const Method& find_method(const std::string& name) {
