@@ -7,6 +7,7 @@
 #include <numbers>
 
 #include "graph/data/random.h"
+#include "graph/network/error.h"
 #include "graph/optimize/denormals.h"
 #include "kernels/requantize.h"
 
@@ -168,7 +169,10 @@ QuantizedParameters reconstruct_blocks(const QuantizationTask& task, const Quant
   const std::size_t images =
       task.pixels.size() / pixels / at(LearnedNetwork::kGroup) * at(LearnedNetwork::kGroup);
   LearnedNetwork learned(network, task.folded, start, rounding);
-  if (images == 0) return start;
+  if (images == 0) {
+    throw InputError(
+        "a method that learns needs at least 4 calibration images; choose more or --method nearest");
+  }
   FloatBlocks teacher(network, task.folded);
   Simulation simulation(network);
   QuantizedParameters result = start;
@@ -219,6 +223,16 @@ QuantizedParameters reconstruct_blocks(const QuantizationTask& task, const Quant
     }
     result = learned.result();
     stream = run_block(task, result, simulation, b, std::move(stream));
+  }
+  // Nearest rounding corrected the logits' means behind other blocks.
+  const std::size_t classes = result.linear.bias.size();
+  const std::vector<float> logits =
+      simulation.classify(result.linear, stream, result.blocks.back().output_scale);
+  ChannelMoments found(classes);
+  found.add(logits, static_cast<int>(logits.size() / classes));
+  for (std::size_t c = 0; c < classes; ++c) {
+    const double error = found.mean(c) - task.calibration.logits.mean(c);
+    result.linear.bias[c] = static_cast<float>(double{result.linear.bias[c]} - error);
   }
   return result;
 }

@@ -176,7 +176,7 @@ struct LearnedLayer {
   }
 
   void refresh(bool round, float input_scale, float output_scale) {
-    clamp();
+    if (round) clamp();
     for (std::size_t i = 0; i < position.size(); ++i) {
       if (frozen[i / taps]) {
         integers[i] = static_cast<float>(start.weights[i]);

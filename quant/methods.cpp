@@ -19,8 +19,7 @@ std::span<const Method> methods() {
 }
 
 const char* automatic_method(int bits, int activation_bits, bool pair_safe) {
-  const bool narrow = bits <= 4 || activation_bits <= 4;
-  return narrow && !pair_safe ? "blocks" : "nearest";
+  return (bits == 2 || activation_bits == 2) && !pair_safe ? "blocks" : "nearest";
 }
 
 const Method& find_method(const std::string& name) {

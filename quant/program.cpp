@@ -168,10 +168,9 @@ void add_quant_options(CLI::App& app, QuantOptions& options) {
                  "How calibration finds the activations' scales: auto" + observer_names);
   app.add_option("--calibration-images", options.calibration_images,
                  "Training images that calibration looks at (default: 1000)");
-  app.add_option(
-      "--method", options.method,
-      "How weights are rounded: " + method_names +
-          "; auto (default) is blocks, which takes minutes, at 4 and 2 bits and nearest at 16 and 8");
+  app.add_option("--method", options.method,
+                 "How weights are rounded: " + method_names +
+                     "; auto (default) is blocks, which takes minutes, at 2 bits and nearest at all others");
   app.add_option("--learning-steps", options.learning_steps,
                  "Steps of each stage of a method that learns (default: the method's own number)")
       ->check(CLI::Range(1, 1000000));

@@ -128,9 +128,9 @@ TEST_F(QuantProgram, WritesFilesUnderTheirNamesWithTheSignatureItPrints) {
   EXPECT_EQ(run("--bits 4 --calibration-images 40001"), 2);
   EXPECT_THAT(message, HasSubstr("there are 40000 training images"));
   write_checkpoint(parameters_);
-  ASSERT_EQ(run("--bits 4 --activation-bits 8 --calibration-images 10 --seed 7 --learning-steps 2"), 0)
+  ASSERT_EQ(run("--bits 2 --activation-bits 8 --calibration-images 10 --seed 7 --learning-steps 2"), 0)
       << message;
-  const fs::path file = folder_ / "p_int4a8.safetensors";
+  const fs::path file = folder_ / "p_int2a8.safetensors";
   const QuantizedNetwork quantized = read_quantized(file);
   EXPECT_EQ(quantized.parameters.provenance.at("calibration_seed"), "7");
   EXPECT_EQ(quantized.parameters.provenance.at("calibration_count"), "10");
