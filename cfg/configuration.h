@@ -76,7 +76,7 @@ struct QuantConfiguration {
   std::string from;               ///< FP32 checkpoint from which trained quantization starts; empty: none
   std::string observer = "auto";  ///< minmax, histogram, percentile, mse; auto: what suits the width
   int calibration_images = 1000;
-  std::string method = "nearest";  ///< the methods are listed in quant/
+  std::string method = "auto";  ///< the methods are listed in quant/
   std::uint64_t seed = 1;
   bool pair_safe = false;
   bool fuse = true;

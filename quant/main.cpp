@@ -7,6 +7,7 @@
 //   observer.h              ranges of activations: observer_*.cpp, listed in observers.cpp
 //   weight_quantization.h   integers and scales of one layer
 //   method.h                rounding methods: method_*.cpp, listed in methods.cpp
+//   learned_methods.h       the stages of methods that learn by gradients, on learned_network.h
 //   simulation.h            the integer network with every tensor laid open
 // quantize_unfused.h        the unfused 8-bit network
 int main(int argc, char** argv) {

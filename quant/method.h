@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -28,10 +29,13 @@ struct QuantizationOptions {
   std::string observer;  ///< empty: the one that suits the width
   std::string method = "nearest";
   std::uint64_t seed = 1;
+  int learning_steps = 0;  ///< of each stage of a method that learns; 0: the method's own number
   // Chosen by width unless set; the defaults were measured.
   ScaleChoice scale_choice = ScaleChoice::mse;
   Correction correction = Correction::statistics;
   Levels levels = kDefaultLevels;
+  /// Told now and then how far a method that takes minutes has come; may be empty.
+  std::function<void(const std::string&)> progress;
 };
 
 /// Everything a method may look at. Weights of the first convolution are for raw pixels.
@@ -50,12 +54,19 @@ struct QuantizationTask {
 /// methods.cpp.
 struct Method {
   const char* name;  ///< of --method
+  bool learns;       ///< by gradients: 8, 4 and 2 bits, without pair_safe
   QuantizedParameters (*quantize)(const QuantizationTask& task);
 };
 
 QuantizedParameters quantize_nearest(const QuantizationTask& task);
+QuantizedParameters quantize_brecq(const QuantizationTask& task);
+QuantizedParameters quantize_blocks(const QuantizationTask& task);
+QuantizedParameters quantize_distill(const QuantizationTask& task);
 
 std::span<const Method> methods();
+
+/// The method that `auto` stands for.
+const char* automatic_method(int bits, int activation_bits, bool pair_safe);
 
 /// Throws InputError that lists the names.
 const Method& find_method(const std::string& name);

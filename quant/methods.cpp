@@ -6,13 +6,20 @@ namespace nibble {
 namespace {
 
 constexpr Method kMethods[] = {
-    {"nearest", quantize_nearest},
+    {"nearest", false, quantize_nearest},
+    {"brecq", true, quantize_brecq},
+    {"blocks", true, quantize_blocks},
+    {"distill", true, quantize_distill},
 };
 
 }  // namespace
 
 std::span<const Method> methods() {
   return kMethods;
+}
+
+const char* automatic_method(int bits, int activation_bits, bool pair_safe) {
+  return (bits == 2 || activation_bits == 2) && !pair_safe ? "blocks" : "nearest";
 }
 
 const Method& find_method(const std::string& name) {

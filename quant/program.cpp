@@ -1,7 +1,9 @@
 #include "quant/program.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
+#include <chrono>
 #include <filesystem>
 
 #include "cfg/configuration.h"
@@ -50,7 +52,10 @@ QuantizationOptions quantization_of(const QuantConfiguration& quant) {
   QuantizationOptions options = default_options(quant.bits, quant.activation_bits);
   if (quant.observer != "auto") options.observer = quant.observer;
   options.pair_safe = quant.pair_safe;
-  options.method = quant.method;
+  options.method = quant.method == "auto" && quant.fuse
+                       ? automatic_method(options.bits, options.activation_bits, options.pair_safe)
+                   : quant.method == "auto" ? "nearest"
+                                            : quant.method;
   options.seed = quant.seed;
   check_options(options);
   if (!quant.fuse && (options.bits != 8 || options.activation_bits != 8)) {
@@ -154,6 +159,20 @@ int export_program(const QuantOptions& options, const Configuration& configurati
   return 0;
 }
 
+/// One line that is written over on a terminal; elsewhere a line every ten seconds at most.
+void show_progress(const std::string& text) {
+  static const bool terminal = isatty(STDERR_FILENO) != 0;
+  static auto last = std::chrono::steady_clock::time_point();
+  if (terminal) {
+    fmt::print(stderr, "\rquant: {}\033[K", text);
+    return;
+  }
+  const auto now = std::chrono::steady_clock::now();
+  if (now - last < std::chrono::seconds(10)) return;
+  last = now;
+  fmt::print(stderr, "quant: {}\n", text);
+}
+
 }  // namespace
 
 void add_quant_options(CLI::App& app, QuantOptions& options) {
@@ -177,7 +196,12 @@ void add_quant_options(CLI::App& app, QuantOptions& options) {
                  "How calibration finds the activations' scales: auto" + observer_names);
   app.add_option("--calibration-images", options.calibration_images,
                  "Training images that calibration looks at (default: 1000)");
-  app.add_option("--method", options.method, "How weights are rounded: " + method_names);
+  app.add_option("--method", options.method,
+                 "How weights are rounded: " + method_names +
+                     "; auto (default) is blocks, which takes minutes, at 2 bits and nearest at all others");
+  app.add_option("--learning-steps", options.learning_steps,
+                 "Steps of each stage of a method that learns (default: the method's own number)")
+      ->check(CLI::Range(1, 1000000));
   app.add_option("--checkpoint-path", options.checkpoint_path,
                  "Instead of cfg.checkpoint_path: P for P.safetensors, or any FP32 checkpoint file");
   app.add_option("-o,--output", options.output, "The file to write (default: P_int8.safetensors and so on)");
@@ -192,7 +216,8 @@ int quant_program(const QuantOptions& options) {
   }
   const TensorFile source = read_tensor_file(chosen.file);
   if (is_trained(source)) return export_program(options, configuration, source);
-  const QuantizationOptions quantization = quantization_of(configuration.cfg_quant);
+  QuantizationOptions quantization = quantization_of(configuration.cfg_quant);
+  quantization.learning_steps = options.learning_steps.value_or(0);
   const bool fuse = configuration.cfg_quant.fuse;
   const NetworkDescription network = stored_network(source);
   const FloatParameters parameters = stored_parameters(network, source);
@@ -220,7 +245,9 @@ int quant_program(const QuantOptions& options) {
     print_file(output, signature(logits));
     return 0;
   }
+  quantization.progress = show_progress;
   QuantizedNetwork quantized = quantize(network, parameters, images.pixels, quantization);
+  if (isatty(STDERR_FILENO) != 0) fmt::print(stderr, "\r\033[K");
   quantized.parameters.provenance.merge(images.provenance);
   write_quantized(output, quantized);
   fmt::print(stderr, "quant: comparing with the FP32 network\n");

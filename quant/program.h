@@ -18,6 +18,7 @@ struct QuantOptions {
   std::optional<std::string> observer;
   std::optional<int> calibration_images;
   std::optional<std::string> method;
+  std::optional<int> learning_steps;
   std::optional<std::string> checkpoint_path;
   std::optional<std::string> output;
   std::optional<std::uint64_t> seed;

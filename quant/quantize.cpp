@@ -132,7 +132,16 @@ void check_options(const QuantizationOptions& options) {
                      " bits; leave it out or choose --bits 8");
   }
   find_observer(options.observer);
-  find_method(options.method);
+  if (find_method(options.method).learns) {
+    if (options.bits == 16) {
+      throw InputError("the method '" + options.method +
+                       "' is for 8, 4 and 2 bits, not for 16; choose --method nearest");
+    }
+    if (options.pair_safe) {
+      throw InputError("the method '" + options.method +
+                       "' does not keep pairs safe; leave out --pair-safe or choose --method nearest");
+    }
+  }
 }
 
 QuantizedNetwork quantize(const NetworkDescription& network, const FloatParameters& parameters,

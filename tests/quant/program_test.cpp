@@ -90,6 +90,8 @@ TEST_F(QuantProgram, RefusesOptionsThatMakeNoSense) {
   expect_refusal("--bits 2 --pair-safe", "--pair-safe is about 8-bit weights");
   expect_refusal("--bits 8 --observer median", "there is no observer 'median'");
   expect_refusal("--bits 8 --method magic", "there is no rounding method 'magic'");
+  expect_refusal("--bits 16 --method blocks", "the method 'blocks' is for 8, 4 and 2 bits, not for 16");
+  expect_refusal("--bits 4 --learning-steps 0", "--learning-steps");
   expect_refusal("--bits 8 --calibration-images 0", "calibration");
   expect_refusal("--bits 8 --obsever mse", "did you mean --observer?");
 }
@@ -145,11 +147,13 @@ TEST_F(QuantProgram, WritesFilesUnderTheirNamesWithTheSignatureItPrints) {
   EXPECT_EQ(run("--bits 4 --calibration-images 40001"), 2);
   EXPECT_THAT(message, HasSubstr("there are 40000 training images"));
   write_checkpoint(parameters_);
-  ASSERT_EQ(run("--bits 4 --activation-bits 8 --calibration-images 10 --seed 7"), 0) << message;
-  const fs::path file = folder_ / "p_int4a8.safetensors";
+  ASSERT_EQ(run("--bits 2 --activation-bits 8 --calibration-images 10 --seed 7 --learning-steps 2"), 0)
+      << message;
+  const fs::path file = folder_ / "p_int2a8.safetensors";
   const QuantizedNetwork quantized = read_quantized(file);
   EXPECT_EQ(quantized.parameters.provenance.at("calibration_seed"), "7");
   EXPECT_EQ(quantized.parameters.provenance.at("calibration_count"), "10");
+  EXPECT_EQ(quantized.parameters.provenance.at("method"), "blocks");
   EXPECT_EQ(quantized.parameters.provenance.at("calibration_sha256").size(), 64U);
   EXPECT_EQ(quantized.parameters.provenance.at("source"), "p.safetensors");
   EXPECT_EQ(quantized.parameters.provenance.at("source_sha256").size(), 64U);

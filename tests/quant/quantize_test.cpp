@@ -204,7 +204,17 @@ TEST(Quantize, OptionsThatDoNotGoTogetherAreRefused) {
             "--pair-safe is about 8-bit weights, not 4 bits; leave it out or choose --bits 8");
   options = default_options(4, 4);
   options.method = "magic";
-  EXPECT_EQ(refusal(options), "there is no rounding method 'magic'; choose one of nearest");
+  EXPECT_EQ(refusal(options),
+            "there is no rounding method 'magic'; choose one of nearest, brecq, blocks, distill");
+  options = default_options(16, 16);
+  options.method = "distill";
+  EXPECT_EQ(refusal(options),
+            "the method 'distill' is for 8, 4 and 2 bits, not for 16; choose --method nearest");
+  options = default_options(8, 8);
+  options.method = "brecq";
+  options.pair_safe = true;
+  EXPECT_EQ(refusal(options),
+            "the method 'brecq' does not keep pairs safe; leave out --pair-safe or choose --method nearest");
 }
 
 TEST(Quantize, WithoutImagesThereIsNothingToCalibrateOn) {

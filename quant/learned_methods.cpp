@@ -1,0 +1,289 @@
+#include "quant/learned_methods.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+#include "graph/data/random.h"
+#include "graph/network/error.h"
+#include "graph/optimize/denormals.h"
+#include "kernels/requantize.h"
+
+namespace nibble {
+namespace {
+
+constexpr int kShift = 4;
+
+std::size_t at(int index) {
+  return static_cast<std::size_t>(index);
+}
+
+std::size_t image_values(const NetworkDescription& network) {
+  return at(network.image_channels * network.image_size * network.image_size);
+}
+
+/// Falls from 1 to 0 over the steps (Loshchilov and Hutter 2016, arXiv:1608.03983).
+double cosine(int step, int steps) {
+  return (1 + std::cos(std::numbers::pi * step / steps)) / 2;
+}
+
+/// Endless batches of image numbers: one shuffled pass after the other.
+class Batches {
+ public:
+  Batches(std::size_t images, int batch, std::uint64_t seed)
+      : images_(static_cast<int>(images)), batch_(batch), seed_(seed), next_(images) {}
+
+  std::vector<std::uint32_t> next() {
+    std::vector<std::uint32_t> batch;
+    while (batch.size() < at(batch_)) {
+      if (next_ >= at(images_)) {
+        order_ = shuffled_order(images_, seed_, pass_++);
+        next_ = 0;
+      }
+      batch.push_back(order_[next_++]);
+    }
+    return batch;
+  }
+
+ private:
+  int images_;
+  int batch_;
+  std::uint64_t seed_;
+  std::uint64_t pass_ = 0;
+  std::size_t next_;
+  std::vector<std::uint32_t> order_;
+};
+
+/// One image, mirrored or not and moved, black where nothing is left.
+void copy_augmented(std::span<const std::uint8_t> image, int size, std::uint64_t seed, std::uint8_t* output) {
+  SplitMix64 random(seed);
+  const bool mirror = random.below(2) == 1;
+  const int down = static_cast<int>(random.below(2 * kShift + 1)) - kShift;
+  const int right = static_cast<int>(random.below(2 * kShift + 1)) - kShift;
+  for (int row = 0; row < size; ++row) {
+    for (int column = 0; column < size; ++column) {
+      const int from_row = row + down;
+      const int moved = column + right;
+      const int from_column = mirror ? size - 1 - moved : moved;
+      const bool inside = from_row >= 0 && from_row < size && moved >= 0 && moved < size;
+      for (int c = 0; c < 3; ++c) {
+        *output++ = inside ? image[at((from_row * size + from_column) * 3 + c)] : std::uint8_t{0};
+      }
+    }
+  }
+}
+
+double mean_square(std::span<const float> values) {
+  double sum = 0;
+  for (const float value : values) sum += double{value} * double{value};
+  return std::max(sum / static_cast<double>(values.size()), 1e-12);
+}
+
+std::size_t output_values(const NetworkDescription& network, std::size_t block) {
+  const Convolution& shape = network.convolutions[at(network.blocks[block].conv2)];
+  return at(shape.output_height() * shape.output_width() * shape.output_channels);
+}
+
+/// Integer stream that enters the first block.
+Integers first_stream(const QuantizationTask& task, const QuantizedParameters& parameters,
+                      Simulation& simulation, std::span<const std::uint8_t> pixels) {
+  return simulation.convolve(
+      0, parameters.convolutions[0], bordered_pixels(task.network, pixels),
+      {1.0F, parameters.first_output_scale, 0, activation_limit(parameters.residual_bits())});
+}
+
+/// One block of the integer network.
+Integers run_block(const QuantizationTask& task, const QuantizedParameters& parameters,
+                   Simulation& simulation, std::size_t number, Integers stream) {
+  const Block& shape = task.network.blocks[number];
+  const QuantizedBlock& block = parameters.blocks[number];
+  const float stream_scale =
+      number == 0 ? parameters.first_output_scale : parameters.blocks[number - 1].output_scale;
+  const auto layer = [&](int index) -> const QuantizedLayer& { return parameters.convolutions[at(index)]; };
+  const Integers input = simulation.block_input(block, stream, stream_scale);
+  const Integers middle =
+      simulation.convolve(shape.conv1, layer(shape.conv1), input,
+                          {block.input_scale, block.middle_scale, 0, activation_limit(block.middle_bits)});
+  float shortcut_scale = stream_scale;
+  Integers shortcut;
+  if (shape.shortcut == Shortcut::projection) {
+    shortcut_scale = block.shortcut_scale;
+    const QuantizedRange range = shortcut_range(parameters.residual_bits());
+    shortcut = simulation.convolve(shape.projection, layer(shape.projection), input,
+                                   {block.input_scale, shortcut_scale, range.lowest, range.highest});
+  } else if (shape.shortcut == Shortcut::pad_channels) {
+    shortcut = simulation.pad_channels(static_cast<int>(number), stream);
+  } else {
+    shortcut = std::move(stream);
+  }
+  return simulation.convolve(
+      shape.conv2, layer(shape.conv2), middle,
+      {block.middle_scale, block.output_scale, 0, activation_limit(parameters.residual_bits()),
+       scale_ratio(shortcut_scale, block.output_scale)},
+      shortcut);
+}
+
+void report(const QuantizationTask& task, const std::string& text) {
+  if (task.options.progress) task.options.progress(text);
+}
+
+OptimizerSettings adam() {
+  OptimizerSettings settings;
+  settings.kind = OptimizerKind::adamw;
+  settings.weight_decay = 0;
+  return settings;
+}
+
+}  // namespace
+
+LearnedSchedule block_schedule(const QuantizationOptions& options) {
+  LearnedSchedule schedule;
+  schedule.steps = options.learning_steps > 0 ? options.learning_steps : 300;
+  // A level is a larger part of a weight at 2 bits, and more of them must move.
+  schedule.rate = options.bits == 2 ? 0.02 : 0.004;
+  return schedule;
+}
+
+LearnedSchedule adaptive_schedule(const QuantizationOptions& options) {
+  LearnedSchedule schedule = block_schedule(options);
+  schedule.rate = 0.05;
+  schedule.rates.scales = schedule.rates.biases = schedule.rates.steps = 0.02;
+  schedule.rounding_weight = 1e-5;
+  return schedule;
+}
+
+LearnedSchedule distillation_schedule(const QuantizationOptions& options) {
+  LearnedSchedule schedule;
+  schedule.steps = options.learning_steps > 0 ? options.learning_steps : 500;
+  schedule.rate = 0.001;
+  return schedule;
+}
+
+QuantizedParameters reconstruct_blocks(const QuantizationTask& task, const QuantizedParameters& start,
+                                       Rounding rounding, const LearnedSchedule& schedule) {
+  flush_denormals();
+  const NetworkDescription& network = task.network;
+  const std::size_t pixels = image_values(network);
+  const std::size_t images =
+      task.pixels.size() / pixels / at(LearnedNetwork::kGroup) * at(LearnedNetwork::kGroup);
+  LearnedNetwork learned(network, task.folded, start, rounding);
+  if (images == 0) {
+    throw InputError(
+        "a method that learns needs at least 4 calibration images; choose more or --method nearest");
+  }
+  FloatBlocks teacher(network, task.folded);
+  Simulation simulation(network);
+  QuantizedParameters result = start;
+  Integers stream = first_stream(task, start, simulation, task.pixels.first(images * pixels));
+  const int batch = std::min(schedule.batch, static_cast<int>(images));
+  for (std::size_t b = 0; b < network.blocks.size(); ++b) {
+    const int block = static_cast<int>(b);
+    const std::size_t outputs = output_values(network, b);
+    std::vector<float> targets(images * outputs);
+    constexpr std::size_t chunk = 64;
+    for (std::size_t first = 0; first < images; first += chunk) {
+      const std::size_t count = std::min(chunk, images - first);
+      const LearnedTargets some = teacher.run(task.pixels.subspan(first * pixels, count * pixels), block + 1);
+      std::copy_n(some.blocks[b], count * outputs, &targets[first * outputs]);
+    }
+    LearnedLoss loss;
+    loss.first_block = block;
+    loss.last_block = block + 1;
+    loss.block_weights.assign(network.blocks.size(), 0.0);
+    loss.block_weights[b] = 1 / mean_square(targets);
+    const auto optimizer = make_optimizer(adam(), learned.tensors(block, block + 1, false, schedule.rates));
+    Batches batches(images, batch, mix_seed(task.options.seed, b));
+    const std::size_t inputs = stream.size() / images;
+    Integers batch_stream(at(batch) * inputs);
+    std::vector<float> batch_targets(at(batch) * outputs);
+    LearnedTargets wanted;
+    wanted.blocks.assign(network.blocks.size(), nullptr);
+    wanted.blocks[b] = batch_targets.data();
+    double average = 0;
+    for (int step = 0; step < schedule.steps; ++step) {
+      const std::vector<std::uint32_t> chosen = batches.next();
+      for (std::size_t i = 0; i < chosen.size(); ++i) {
+        std::copy_n(&stream[chosen[i] * inputs], inputs, &batch_stream[i * inputs]);
+        std::copy_n(&targets[chosen[i] * outputs], outputs, &batch_targets[i * outputs]);
+      }
+      const double value = learned.step(loss, batch_stream, wanted);
+      average = step == 0 ? value : 0.95 * average + 0.05 * value;
+      if (rounding == Rounding::adaptive && step >= schedule.steps / 5) {
+        const double passed = (step - schedule.steps / 5.0) / (0.8 * schedule.steps);
+        learned.add_rounding_pressure(block, block + 1, schedule.rounding_weight, 2 + 18 * (1 - passed));
+      }
+      optimizer->step(schedule.rate * (rounding == Rounding::adaptive ? 1.0 : cosine(step, schedule.steps)));
+      learned.refresh(block, block + 1);
+      if (step % 20 == 19 || step + 1 == schedule.steps) {
+        report(task, fmt::format("block {}/{}  step {}/{}  squared error {:.2f} %", b + 1,
+                                 network.blocks.size(), step + 1, schedule.steps, 100 * average));
+      }
+    }
+    result = learned.result();
+    stream = run_block(task, result, simulation, b, std::move(stream));
+  }
+  // Nearest rounding corrected the logits' means behind other blocks.
+  const std::size_t classes = result.linear.bias.size();
+  const std::vector<float> logits =
+      simulation.classify(result.linear, stream, result.blocks.back().output_scale);
+  ChannelMoments found(classes);
+  found.add(logits, static_cast<int>(logits.size() / classes));
+  for (std::size_t c = 0; c < classes; ++c) {
+    const double error = found.mean(c) - task.calibration.logits.mean(c);
+    result.linear.bias[c] = static_cast<float>(double{result.linear.bias[c]} - error);
+  }
+  return result;
+}
+
+QuantizedParameters distill(const QuantizationTask& task, const QuantizedParameters& start,
+                            const LearnedSchedule& schedule) {
+  flush_denormals();
+  const NetworkDescription& network = task.network;
+  const std::size_t pixels = image_values(network);
+  const std::size_t images = task.pixels.size() / pixels;
+  const int blocks = static_cast<int>(network.blocks.size());
+  LearnedNetwork learned(network, task.folded, start, Rounding::straight_through);
+  FloatBlocks teacher(network, task.folded);
+  Simulation simulation(network);
+  LearnedLoss loss;
+  loss.last_block = blocks;
+  loss.logits_weight = schedule.logits_weight;
+  loss.temperature = schedule.temperature;
+  const auto optimizer = make_optimizer(adam(), learned.tensors(0, blocks, true, schedule.rates));
+  const int groups = std::max(1, std::min(schedule.batch, static_cast<int>(images)) / LearnedNetwork::kGroup);
+  const int batch = groups * LearnedNetwork::kGroup;
+  Batches batches(images, batch, mix_seed(task.options.seed, 100));
+  std::vector<std::uint8_t> batch_pixels(at(batch) * pixels);
+  double average = 0;
+  for (int step = 0; step < schedule.steps; ++step) {
+    const std::vector<std::uint32_t> chosen = batches.next();
+    for (std::size_t i = 0; i < chosen.size(); ++i) {
+      const auto image = task.pixels.subspan(chosen[i] * pixels, pixels);
+      if (schedule.augment) {
+        copy_augmented(image, network.image_size, mix_seed(task.options.seed, 101, step, i),
+                       &batch_pixels[i * pixels]);
+      } else {
+        std::copy(image.begin(), image.end(), &batch_pixels[i * pixels]);
+      }
+    }
+    const LearnedTargets targets = teacher.run(batch_pixels, blocks);
+    if (step == 0) {
+      for (std::size_t b = 0; b < network.blocks.size(); ++b) {
+        const std::span<const float> output(targets.blocks[b], at(batch) * output_values(network, b));
+        loss.block_weights.push_back(schedule.block_weight / mean_square(output));
+      }
+    }
+    const double value = learned.step(loss, first_stream(task, start, simulation, batch_pixels), targets);
+    average = step == 0 ? value : 0.98 * average + 0.02 * value;
+    optimizer->step(schedule.rate * cosine(step, schedule.steps));
+    learned.refresh(0, blocks);
+    if (step % 20 == 19 || step + 1 == schedule.steps) {
+      report(task, fmt::format("whole network  step {}/{}  loss {:.4f}", step + 1, schedule.steps, average));
+    }
+  }
+  return learned.result();
+}
+
+}  // namespace nibble

@@ -1,0 +1,13 @@
+#include "quant/learned_methods.h"
+
+namespace nibble {
+
+/// Block reconstruction (BRECQ, Li et al. 2021, arXiv:2102.05426): after nearest rounding each residual block
+/// learns, with the quantized network before it as its input, whether each weight goes up or down (AdaRound,
+/// Nagel et al. 2020, arXiv:2004.10568), and its scales and biases.
+QuantizedParameters quantize_brecq(const QuantizationTask& task) {
+  return reconstruct_blocks(task, quantize_nearest(task), Rounding::adaptive,
+                            adaptive_schedule(task.options));
+}
+
+}  // namespace nibble
