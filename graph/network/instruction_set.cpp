@@ -1,6 +1,8 @@
 #include "graph/network/instruction_set.h"
 
+#include <cstdio>
 #include <cstdlib>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 
@@ -8,7 +10,21 @@
 
 namespace nibble {
 
+namespace {
+
+void warn_once_without_vectors() {
+  static std::once_flag warned;
+  if (detected_instruction_set() != InstructionSet::reference) return;
+  std::call_once(warned, [] {
+    std::fputs("nibble: this CPU has no AVX2 and FMA, so networks run on the scalar reference, very slowly\n",
+               stderr);
+  });
+}
+
+}  // namespace
+
 InstructionSet effective_instruction_set() {
+  warn_once_without_vectors();
   const char* cap = std::getenv("NIBBLE_MAX_ISA");
   if (cap == nullptr) return detected_instruction_set();
   try {
