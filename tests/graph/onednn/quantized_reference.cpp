@@ -56,18 +56,24 @@ Values QuantizedNetwork::quantized_weights(const Values& master, const std::vect
 }
 
 void QuantizedNetwork::weight_backward(const Values& master, const std::vector<float>& scales, int bits,
-                                       bool is_first, Values& gradient, Values& scale_gradient) const {
+                                       bool is_first, Values& gradient, Values& scale_gradient,
+                                       Values& terms) const {
   const std::size_t taps = master.size() / scales.size();
   scale_gradient.assign(scales.size(), 0.0);
+  terms.assign(scales.size(), 0.0);
   for (std::size_t i = 0; i < master.size(); ++i) {
     const double factor = is_first ? kCommonDeviation / kDeviation[i % 3] : 1;
     const double v = master[i] * factor / double{scales[i / taps]};
     const bool inside = std::abs(v) < largest_weight(bits);
     const double d = gradient[i] / factor;  // d loss / d (scale * integer)
-    scale_gradient[i / taps] += d * (nearest_weight(v, bits) - (inside ? v : 0));
+    const double term = d * (nearest_weight(v, bits) - (inside ? v : 0));
+    scale_gradient[i / taps] += term;
+    terms[i / taps] += term * term;
     if (!inside) gradient[i] = 0;
   }
-  for (double& each : scale_gradient) each /= std::sqrt(static_cast<double>(taps) * largest_weight(bits));
+  const double divisor = std::sqrt(static_cast<double>(taps) * largest_weight(bits));
+  for (double& each : scale_gradient) each /= divisor;
+  for (double& each : terms) each = std::sqrt(each) / divisor;
 }
 
 Values QuantizedNetwork::Quantizer::forward(const Values& z) {
@@ -198,12 +204,13 @@ Tensors QuantizedNetwork::backward(const Values& logit_gradients) {
   first_output_gradient = 0;
   layer(0, first_.backward(d, first_output_gradient));
   weight_scale_gradients.resize(layers);
+  weight_scale_terms.resize(layers);
   for (std::size_t i = 0; i < layers; ++i) {
     weight_backward(master_.weight[i], scales_.weights[i], i == 0 ? 8 : scales_.weight_bits, i == 0,
-                    gradients.weight[i], weight_scale_gradients[i]);
+                    gradients.weight[i], weight_scale_gradients[i], weight_scale_terms[i]);
   }
   weight_backward(master_.linear_weight, scales_.linear, 8, false, gradients.linear_weight,
-                  linear_scale_gradients);
+                  linear_scale_gradients, linear_scale_terms);
   return gradients;
 }
 

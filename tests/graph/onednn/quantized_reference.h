@@ -28,6 +28,10 @@ class QuantizedNetwork : public Network {
   std::vector<BlockScales> block_gradients;
   std::vector<Values> weight_scale_gradients;  // [convolution][channel]
   Values linear_scale_gradients;
+  /// The root of the sum of the squares of the terms that they are sums of. Batch normalization makes the sum
+  /// of d * integer zero, so little is left of the terms.
+  std::vector<Values> weight_scale_terms;
+  Values linear_scale_terms;
 
  private:
   /// One quantizer in one step.
@@ -42,7 +46,7 @@ class QuantizedNetwork : public Network {
 
   Values quantized_weights(const Values& master, const std::vector<float>& scales, int bits, bool is_first);
   void weight_backward(const Values& master, const std::vector<float>& scales, int bits, bool is_first,
-                       Values& gradient, Values& scale_gradient) const;
+                       Values& gradient, Values& scale_gradient, Values& terms) const;
 
   NetworkDescription network_;
   Tensors master_;
