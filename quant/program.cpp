@@ -210,6 +210,8 @@ void add_quant_options(CLI::App& app, QuantOptions& options) {
 
 int quant_program(const QuantOptions& options) {
   const Configuration configuration = configuration_of(options);
+  // Wrong options are refused before a file is read; only a trained quantization needs none.
+  if (configuration.cfg_quant.bits != 0) quantization_of(configuration.cfg_quant);
   const ChosenCheckpoint chosen = choose_checkpoint(configuration.cfg.checkpoint_path);
   if (!chosen.ignored_best.empty()) {
     fmt::print(stderr, "quant: {} is of an older training and is ignored\n", chosen.ignored_best.string());

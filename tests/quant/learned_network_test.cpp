@@ -91,7 +91,11 @@ TEST(LearnedNetwork, GradientsAreTheFiniteDifferences) {
       double norm = 0;
       for (const float g : gradients[t]) norm += double{g} * double{g};
       norm = std::sqrt(norm);
-      if (norm < 0.02) continue;  // float32's rounding of the loss would show
+      // A step size moves the clipping of a whole map, so its loss bends at many points close to each other:
+      // the slope comes near the gradient only over a short distance, where a small one drowns in float32's
+      // rounding.
+      const bool is_step = start.size() == 1;
+      if (norm < (is_step ? 0.05 : 0.02)) continue;
       compared.insert(tensors[t].name);
       const auto loss_at = [&](double distance) {
         for (std::size_t i = 0; i < start.size(); ++i) {
@@ -100,7 +104,7 @@ TEST(LearnedNetwork, GradientsAreTheFiniteDifferences) {
         learned.refresh(0, blocks);
         return learned.step(loss, stream, targets);
       };
-      const double distance = 2e-3;
+      const double distance = is_step ? 5e-4 : 2e-3;
       const double slope = (loss_at(distance) - loss_at(-distance)) / (2 * distance);
       EXPECT_NEAR(slope / norm, 1, 0.05) << c.variant << c.shortcut << c.bits << " tensor " << t << " "
                                          << tensors[t].name << " norm " << norm;
