@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
+#include <string>
 
 namespace nibble {
 namespace {
@@ -144,9 +146,14 @@ std::vector<std::string> footer_lines(const Report& report) {
                               context.threads, context.threads == 1 ? "" : "s"));
   lines.push_back(fmt::format("Built from commit {} with oneDNN {}.", context.commit, context.onednn));
   if (!context.implementations.empty()) {
+    // "blocks.0.conv1 brgconv:avx512_core": layers of one implementation are counted, not listed.
+    std::map<std::string, int> layers;
+    for (const std::string& name : context.implementations) ++layers[name.substr(name.rfind(' ') + 1)];
     std::string names;
-    for (const std::string& name : context.implementations) names += (names.empty() ? "" : ", ") + name;
-    lines.push_back(fmt::format("oneDNN's convolutions: {}.", names));
+    for (const auto& [implementation, count] : layers) {
+      names += fmt::format("{}{} {}", names.empty() ? "" : ", ", count, implementation);
+    }
+    lines.push_back(fmt::format("oneDNN's convolutions in all its rows: {}.", names));
   }
   lines.push_back(
       "Latency: of one image alone, median and 99 % quantile. Of peak: multiply-accumulates a second without "

@@ -195,7 +195,8 @@ void add_quant_options(CLI::App& app, QuantOptions& options) {
   app.add_option("--observer", options.observer,
                  "How calibration finds the activations' scales: auto" + observer_names);
   app.add_option("--calibration-images", options.calibration_images,
-                 "Training images that calibration looks at (default: 1000)");
+                 "Training images that calibration looks at (default: 1000)")
+      ->check(CLI::Range(1, 50000));
   app.add_option("--method", options.method,
                  "How weights are rounded: " + method_names +
                      "; auto (default) is blocks, which takes minutes, at 2 bits and nearest at all others");
