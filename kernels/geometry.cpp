@@ -125,69 +125,72 @@ struct Value {
 
 template <int Bytes>
 void copy_columns_of(const ColumnCopies& layout, std::uint8_t* plane, std::ptrdiff_t copy_stride,
-                     int first_block, int last_block) {
+                     int first_row, int last_row, const std::uint8_t* border) {
   auto* same = reinterpret_cast<Value<Bytes>*>(plane) + layout.margin();
   auto* left = reinterpret_cast<Value<Bytes>*>(plane + copy_stride) + layout.margin();
   auto* right = reinterpret_cast<Value<Bytes>*>(plane + 2 * copy_stride) + layout.margin();
+  Value<Bytes> beside{};
+  if (border != nullptr) std::memcpy(&beside, border, Bytes);
   const int width = layout.width;
-  const int first = first_block * layout.lanes;
-  const int last = std::min(last_block * layout.lanes, layout.count());
-  const auto size = static_cast<std::size_t>(last - first) * Bytes;
-  std::memcpy(left + first + 1, same + first, size);
-  std::memcpy(right + first - 1, same + first, size);
-  const int row = (first + width - 1) / width * width;  // the first row's beginning at or behind `first`
-  for (int p = row == first && first != 0 ? row + width : row; p <= last; p += width) left[p] = {};
-  for (int p = row; p < last; p += width) right[p - 1] = {};
-  const auto row_bytes = static_cast<std::size_t>(width) * Bytes;
-  if (first == 0) {
-    for (Value<Bytes>* copy : {same, left, right}) std::memset(copy - width, 0, row_bytes);
+  const int first = first_row * width;
+  const int last = last_row * width;
+  if (first < last) {
+    const auto size = static_cast<std::size_t>(last - first - 1) * Bytes;
+    std::memcpy(left + first + 1, same + first, size);
+    std::memcpy(right + first, same + first + 1, size);
   }
-  if (last == layout.count()) {
-    right[last - 1] = {};
-    for (Value<Bytes>* copy : {same, left, right}) std::memset(copy + last, 0, row_bytes);
+  for (int p = first; p < last; p += width) {
+    left[p] = beside;
+    right[p + width - 1] = beside;
+  }
+  for (Value<Bytes>* copy : {same, left, right}) {
+    if (first_row == 0) std::fill(copy - width, copy, beside);
+    if (last_row == layout.height) std::fill(copy + last, copy + last + width, beside);
   }
 }
 
 template <int Bytes>
 void copy_phases_of(const ColumnCopies& input, const std::uint8_t* from, const ColumnCopies& output,
-                    std::uint8_t* to, std::ptrdiff_t copy_stride) {
+                    std::uint8_t* to, std::ptrdiff_t copy_stride, int first_row, int last_row) {
   const auto row_bytes = static_cast<std::size_t>(output.width) * Bytes;
-  for (int phase = 0; phase < 2; ++phase) {
+  for (int row = first_row; row < last_row; ++row) {
     const auto copy = [&](int number) {
-      return reinterpret_cast<Value<Bytes>*>(to + (3 * phase + number) * copy_stride) + output.margin();
+      return reinterpret_cast<Value<Bytes>*>(to + (3 * (row % 2) + number) * copy_stride) + output.margin();
     };
     Value<Bytes>* const same = copy(0);
     Value<Bytes>* const left = copy(1);
     Value<Bytes>* const right = copy(2);
-    for (Value<Bytes>* plane : {same, left, right}) std::memset(plane - output.width, 0, row_bytes);
-    for (int row = 0; row < output.height; ++row) {
-      const auto* in = reinterpret_cast<const Value<Bytes>*>(from) + input.position(2 * row + phase, 0);
-      const int begin = row * output.width;
-      for (int column = 0; column < output.width; ++column) same[begin + column] = in[2 * column];
-      for (int column = 0; column < output.width; ++column) right[begin + column] = in[2 * column + 1];
-      left[begin] = {};
-      std::memcpy(left + begin + 1, right + begin, row_bytes - Bytes);
+    if (row < 2) {
+      for (Value<Bytes>* plane : {same, left, right}) std::memset(plane - output.width, 0, row_bytes);
     }
+    const auto* in = reinterpret_cast<const Value<Bytes>*>(from) + input.position(row, 0);
+    const int begin = row / 2 * output.width;
+    for (int column = 0; column < output.width; ++column) same[begin + column] = in[2 * column];
+    for (int column = 0; column < output.width; ++column) right[begin + column] = in[2 * column + 1];
+    left[begin] = {};
+    std::memcpy(left + begin + 1, right + begin, row_bytes - Bytes);
   }
 }
 
 }  // namespace
 
 void copy_columns(const ColumnCopies& layout, std::uint8_t* planes, int groups, std::ptrdiff_t group_stride,
-                  std::ptrdiff_t copy_stride, int bytes, int first_block, int last_block) {
+                  std::ptrdiff_t copy_stride, int bytes, int first_row, int last_row,
+                  const std::uint8_t* border) {
   for (int group = 0; group < groups; ++group) {
     std::uint8_t* plane = planes + group * group_stride;
-    if (bytes == 1) copy_columns_of<1>(layout, plane, copy_stride, first_block, last_block);
-    if (bytes == 2) copy_columns_of<2>(layout, plane, copy_stride, first_block, last_block);
-    if (bytes == 4) copy_columns_of<4>(layout, plane, copy_stride, first_block, last_block);
+    if (bytes == 1) copy_columns_of<1>(layout, plane, copy_stride, first_row, last_row, border);
+    if (bytes == 2) copy_columns_of<2>(layout, plane, copy_stride, first_row, last_row, border);
+    if (bytes == 4) copy_columns_of<4>(layout, plane, copy_stride, first_row, last_row, border);
+    if (border != nullptr) border += bytes;
   }
 }
 
 void copy_phases(const ColumnCopies& input, const std::uint8_t* from, const ColumnCopies& output,
-                 std::uint8_t* to, std::ptrdiff_t copy_stride, int bytes) {
-  if (bytes == 1) copy_phases_of<1>(input, from, output, to, copy_stride);
-  if (bytes == 2) copy_phases_of<2>(input, from, output, to, copy_stride);
-  if (bytes == 4) copy_phases_of<4>(input, from, output, to, copy_stride);
+                 std::uint8_t* to, std::ptrdiff_t copy_stride, int bytes, int first_row, int last_row) {
+  if (bytes == 1) copy_phases_of<1>(input, from, output, to, copy_stride, first_row, last_row);
+  if (bytes == 2) copy_phases_of<2>(input, from, output, to, copy_stride, first_row, last_row);
+  if (bytes == 4) copy_phases_of<4>(input, from, output, to, copy_stride, first_row, last_row);
 }
 
 }  // namespace nibble

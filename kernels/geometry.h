@@ -102,14 +102,16 @@ struct ColumnCopies {
 std::vector<Tap> column_taps(const ConvolutionShape& shape, const ColumnCopies& output, int bytes,
                              std::ptrdiff_t copy_stride);
 
-/// After blocks first_block .. last_block - 1 of copy 0 of `groups` planes were written: makes copies 1 and 2
-/// of them and the zeros beside them. Shares of different blocks may be made at the same time.
+/// After rows first_row .. last_row - 1 of copy 0 of `groups` planes were written: makes copies 1 and 2 of
+/// them and the border beside them, which is zero, or `border`: a value of `bytes` bytes for each group.
 void copy_columns(const ColumnCopies& layout, std::uint8_t* planes, int groups, std::ptrdiff_t group_stride,
-                  std::ptrdiff_t copy_stride, int bytes, int first_block, int last_block);
+                  std::ptrdiff_t copy_stride, int bytes, int first_row, int last_row,
+                  const std::uint8_t* border = nullptr);
 
-/// The six planes that a stride-2 kernel reads of one channel group. from: copy 0 of the input's plane, with
-/// even height and width; to: copy 0 of the even rows.
+/// Rows first_row .. last_row - 1 of the input in the six planes that a stride-2 kernel reads of one channel
+/// group, and the zeros above row 0. from: copy 0 of the input's plane, with even height and width; to: copy
+/// 0 of the even rows.
 void copy_phases(const ColumnCopies& input, const std::uint8_t* from, const ColumnCopies& output,
-                 std::uint8_t* to, std::ptrdiff_t copy_stride, int bytes);
+                 std::uint8_t* to, std::ptrdiff_t copy_stride, int bytes, int first_row, int last_row);
 
 }  // namespace nibble

@@ -15,10 +15,11 @@ constexpr double kSingleImageCost = 1.5;
 IntegerNetwork::IntegerNetwork(const QuantizedNetwork& quantized, InstructionSet limit)
     : plan_(make_plan(quantized, limit)),
       tiles_(plan_),
-      planes_(plan_),
+      planes_(plan_, omp_get_max_threads()),
       scratch_bytes_(std::max(tiles_.scratch_bytes(), planes_.scratch_bytes())),
       threads_(omp_get_max_threads()),
       scratch_(static_cast<std::size_t>(threads_), AlignedVector<std::uint8_t>(scratch_bytes_)),
+      team_(threads_, planes_.message_bytes()),
       running_(std::make_unique<std::mutex>()) {}
 
 IntegerNetwork::IntegerNetwork(IntegerNetwork&& other) noexcept = default;
@@ -109,19 +110,21 @@ void IntegerNetwork::run_tiles(const std::uint8_t* pixels, std::int64_t count, f
 
 void IntegerNetwork::run_singly(const std::uint8_t* pixels, std::int64_t count, float* logits) const {
   const std::int64_t image_bytes = std::int64_t{plan_.network.image_size} * plan_.network.image_size * 3;
+  if (count == 0) return;
   const std::int64_t separate = count / threads_ * threads_;
 #pragma omp parallel num_threads(threads_)
   {
     const int thread = omp_get_thread_num();
-    const int threads = omp_get_num_threads();
-#pragma omp for schedule(static)
-    for (std::int64_t image = 0; image < separate; ++image) {
-      planes_.run(plan_, pixels + image * image_bytes, logits + image * plan_.network.classes,
-                  scratch_[static_cast<std::size_t>(thread)].data(), {});
+    std::uint8_t* const scratch = scratch_[static_cast<std::size_t>(thread)].data();
+    // OpenMP may give fewer threads than asked for: then none share an image.
+    const bool is_team = omp_get_num_threads() == threads_;
+    const std::int64_t alone = is_team ? separate : count;
+    for (std::int64_t image = thread; image < alone; image += omp_get_num_threads()) {
+      planes_.run(plan_, pixels + image * image_bytes, logits + image * plan_.network.classes, scratch);
     }
-    for (std::int64_t image = separate; image < count; ++image) {
-      planes_.run(plan_, pixels + image * image_bytes, logits + image * plan_.network.classes,
-                  scratch_[0].data(), {thread, threads});
+    for (std::int64_t image = alone; image < count; ++image) {
+      planes_.run(plan_, pixels + image * image_bytes, logits + image * plan_.network.classes, scratch, team_,
+                  thread);
     }
   }
 }

@@ -12,6 +12,7 @@
 #include "graph/network/layer_time.h"
 #include "graph/network/position_planes.h"
 #include "graph/network/quantized_parameters.h"
+#include "graph/network/thread_team.h"
 #include "kernels/convolution_kernel.h"
 #include "kernels/cpu.h"
 
@@ -56,6 +57,7 @@ class IntegerNetwork {
   std::size_t scratch_bytes_;
   int threads_;
   mutable std::vector<AlignedVector<std::uint8_t>> scratch_;  ///< of each thread
+  mutable ThreadTeam team_;                                   ///< of all threads
   std::unique_ptr<std::mutex> running_;
 };
 

@@ -19,46 +19,35 @@ std::ptrdiff_t plane_bytes(const ColumnCopies& layout, const ActivationFormat& f
   return std::ptrdiff_t{layout.positions()} * format.bytes;
 }
 
-/// first .. last - 1 of `count` things for one of `parts` shares.
-struct Share {
-  int first;
-  int last;
-};
-Share share(int count, int part, int parts) {
-  return {count * part / parts, count * (part + 1) / parts};
+template <std::size_t Bytes>
+void copy_pieces_of(const std::uint8_t* from, std::ptrdiff_t from_stride, std::uint8_t* to,
+                    std::ptrdiff_t to_stride, int count) {
+  for (int i = 0; i < count; ++i) std::memcpy(to + i * to_stride, from + i * from_stride, Bytes);
 }
 
-/// Cuts a layer for a team: into blocks of channels, blocks of positions, or both, so that the largest share
-/// is smallest.
-struct Cut {
-  Share channels;  ///< in channel blocks
-  Share positions;
-};
-Cut cut_layer(int channel_blocks, int position_blocks, PositionPlanes::Team team) {
-  int best_parts = 1;
-  int best_cost = 0;
-  for (int parts = 1; parts <= team.threads; ++parts) {
-    if (team.threads % parts != 0) continue;
-    const int rest = team.threads / parts;
-    const int cost = ((channel_blocks + parts - 1) / parts) * ((position_blocks + rest - 1) / rest);
-    if (best_cost == 0 || cost < best_cost) {
-      best_parts = parts;
-      best_cost = cost;
-    }
-  }
-  return {share(channel_blocks, team.thread % best_parts, best_parts),
-          share(position_blocks, team.thread / best_parts, team.threads / best_parts)};
-}
-
-void wait_for(const PositionPlanes::Team& team) {
-  if (team.threads > 1) {
-#pragma omp barrier
+/// Copies `count` pieces of a few bytes; the common sizes without a call for each.
+void copy_pieces(const std::uint8_t* from, std::ptrdiff_t from_stride, std::uint8_t* to,
+                 std::ptrdiff_t to_stride, std::size_t bytes, int count) {
+  switch (bytes) {
+    case 8:
+      return copy_pieces_of<8>(from, from_stride, to, to_stride, count);
+    case 16:
+      return copy_pieces_of<16>(from, from_stride, to, to_stride, count);
+    case 32:
+      return copy_pieces_of<32>(from, from_stride, to, to_stride, count);
+    case 64:
+      return copy_pieces_of<64>(from, from_stride, to, to_stride, count);
+    case 128:
+      return copy_pieces_of<128>(from, from_stride, to, to_stride, count);
+    default:
+      for (int i = 0; i < count; ++i) std::memcpy(to + i * to_stride, from + i * from_stride, bytes);
   }
 }
 
 }  // namespace
 
-PositionPlanes::PositionPlanes(const IntegerPlan& plan) {
+PositionPlanes::PositionPlanes(const IntegerPlan& plan, int threads)
+    : alone_(plan, 1), together_(plan, threads) {
   for (std::size_t i = 0; i < plan.convolutions.size(); ++i) {
     const ConvolutionShape& shape = plan.convolutions[i].shape;
     const ActivationFormat& format = plan.convolutions[i].kernel->input_format;
@@ -67,29 +56,12 @@ PositionPlanes::PositionPlanes(const IntegerPlan& plan) {
     const std::ptrdiff_t copy_bytes = group_count(format, shape.input_channels) * bytes;
     layers_.push_back({layout, column_taps(shape, layout, format.bytes, copy_bytes), bytes, copy_bytes});
   }
-  // Who writes the x of each block, who its y1.
-  std::size_t writer = 0;
-  for (std::size_t b = 0; b < plan.blocks.size(); ++b) {
-    const auto conv1 = static_cast<std::size_t>(plan.network.blocks[b].conv1);
-    if (plan.convolutions[conv1].shape.stride == 1) {
-      (plan.blocks[b].derives_input ? layers_[writer].copies_derived : layers_[writer].copies_output) = true;
-    }
-    layers_[conv1].copies_output = true;
-    writer = static_cast<std::size_t>(plan.network.blocks[b].conv2);
-  }
   const ActivationFormat& format = plan.convolutions[0].kernel->input_format;
-  const int positions = layers_[0].layout.positions();
-  no_image_.resize(kCopies * static_cast<std::size_t>(layers_[0].input_copy_bytes));
-  for (int copy = 0; copy < kCopies; ++copy) {
-    const OutputView planes{no_image_.data() + copy * layers_[0].input_copy_bytes, format.bytes,
-                            layers_[0].input_plane_bytes};
-    for (int c = 0; c < 3; ++c) {
-      for (int position = 0; position < positions; ++position) {
-        store_activation(planes, format, position, c, 0, kBorderPixel[c]);
-      }
-    }
+  border_.resize(static_cast<std::size_t>(group_count(format, 3) * format.bytes));
+  for (int c = 0; c < 3; ++c) {
+    store_activation({border_.data(), 0, format.bytes}, format, 0, c, 0, kBorderPixel[c]);
   }
-  tensors_ = plan_tensors(plan, no_image_.size(),
+  tensors_ = plan_tensors(plan, kCopies * static_cast<std::size_t>(layers_[0].input_copy_bytes),
                           static_cast<std::size_t>(plan.network.feature_channels) * sizeof(std::int32_t),
                           true, [&](int size, int channels, const ActivationFormat& map_format) {
                             return static_cast<std::size_t>(kCopies * group_count(map_format, channels) *
@@ -101,65 +73,88 @@ void PositionPlanes::load_image(const Pass& pass, const std::uint8_t* pixels) co
   const int size = pass.plan.network.image_size;
   const Layer& layer = layers_[0];
   const ActivationFormat& format = pass.plan.convolutions[0].kernel->input_format;
-  const Share rows = share(size, pass.team.thread, pass.team.threads);
-  if (rows.first == rows.last) return;
-  // A border everywhere, then the pixels, then their neighbours' copies.
-  const int first = rows.first == 0 ? 0 : layer.layout.position(rows.first, 0);
-  const int last = rows.last == size ? layer.layout.positions() : layer.layout.position(rows.last, 0);
-  const int planes = group_count(format, 3) * kCopies;
-  for (int plane = 0; plane < planes; ++plane) {
-    const std::ptrdiff_t from = plane * layer.input_plane_bytes + std::ptrdiff_t{first} * format.bytes;
-    std::memcpy(data(pass, tensors_.pixels) + from, no_image_.data() + from,
-                static_cast<std::size_t>(last - first) * static_cast<std::size_t>(format.bytes));
-  }
-  std::uint8_t* same = data(pass, tensors_.pixels);
-  load_pixels(pixels + std::ptrdiff_t{rows.first} * size * 3, 1, rows.last - rows.first, size, format,
-              {same + std::ptrdiff_t{layer.layout.position(rows.first, 0)} * format.bytes, format.bytes,
+  const Range& rows = pass.division.pixels[pass.index()];
+  if (rows.empty()) return;
+  std::uint8_t* planes = data(pass, tensors_.pixels);
+  load_pixels(pixels + std::ptrdiff_t{rows.first} * size * 3, 1, rows.count(), size, format,
+              {planes + std::ptrdiff_t{layer.layout.position(rows.first, 0)} * format.bytes, format.bytes,
                layer.input_plane_bytes},
               std::ptrdiff_t{size} * format.bytes);
-  const std::size_t moved = static_cast<std::size_t>(size - 1) * static_cast<std::size_t>(format.bytes);
-  for (int group = 0; group < group_count(format, 3); ++group) {
-    for (int row = rows.first; row < rows.last; ++row) {
-      std::uint8_t* of_row = same + group * layer.input_plane_bytes +
-                             std::ptrdiff_t{layer.layout.position(row, 0)} * format.bytes;
-      std::memcpy(of_row + layer.input_copy_bytes + format.bytes, of_row, moved);
-      std::memcpy(of_row + 2 * layer.input_copy_bytes, of_row + format.bytes, moved);
-    }
+  copy_columns(layer.layout, planes, group_count(format, 3), layer.input_plane_bytes, layer.input_copy_bytes,
+               format.bytes, rows.first, rows.last, border_.data());
+}
+
+void PositionPlanes::exchange(const Pass& pass, const Transfer& transfer, const ColumnCopies& layout,
+                              std::size_t tensor) const {
+  if (!transfer.any) return;
+  const std::ptrdiff_t plane = plane_bytes(layout, transfer.format);
+  std::uint8_t* const first_row =
+      data(pass, tensor) + std::ptrdiff_t{layout.position(0, 0)} * transfer.format.bytes;
+  const auto bytes_of = [&](const Range& rows) { return std::ptrdiff_t{rows.count()} * transfer.row_bytes; };
+  std::uint8_t* message = pass.team->outgoing(pass.thread);
+  for (std::size_t part = 0; part < 2; ++part) {
+    const Range& rows = transfer.sent[pass.index()][part];
+    if (rows.empty()) continue;
+    const Range groups = transfer.groups(pass.index());
+    copy_pieces(first_row + groups.first * plane + std::ptrdiff_t{rows.first} * transfer.row_bytes, plane,
+                message, bytes_of(rows), static_cast<std::size_t>(bytes_of(rows)), groups.count());
+    message += transfer.part_bytes(pass.index(), part);
+  }
+  pass.team->meet(pass.thread);
+  for (int from = 0; from < pass.team->threads(); ++from) {
+    if (from == pass.thread) continue;
+    const auto sender = static_cast<std::size_t>(from);
+    const std::size_t part = pass.thread < from ? 0 : 1;
+    const Range& sent = transfer.sent[sender][part];
+    const Range rows = common(sent, transfer.needed[pass.index()]);
+    if (rows.empty()) continue;
+    const Range groups = transfer.groups(sender);
+    const std::uint8_t* const received = pass.team->incoming(pass.thread, from) +
+                                         (part == 0 ? 0 : transfer.part_bytes(sender, 0)) +
+                                         std::ptrdiff_t{rows.first - sent.first} * transfer.row_bytes;
+    copy_pieces(received, bytes_of(sent),
+                first_row + groups.first * plane + std::ptrdiff_t{rows.first} * transfer.row_bytes, plane,
+                static_cast<std::size_t>(bytes_of(rows)), groups.count());
   }
 }
 
-void PositionPlanes::split_phases(const Pass& pass, std::size_t block) const {
-  const auto index = static_cast<std::size_t>(pass.plan.network.blocks[block].conv1);
+/// The rows that this thread reads of a convolution's input, with all copies.
+void PositionPlanes::prepare_input(const Pass& pass, const Transfer& transfer, std::size_t index,
+                                   std::size_t tensor, std::size_t phases) const {
   const ConvolutionShape& shape = pass.plan.convolutions[index].shape;
-  const ActivationFormat& format = pass.plan.blocks[block].input;
+  const ActivationFormat& format = transfer.format;
   const Layer& layer = layers_[index];
-  const ColumnCopies from = layout_of(pass.plan, shape.input_width);
-  const Share own = share(group_count(format, shape.input_channels), pass.team.thread, pass.team.threads);
-  for (int group = own.first; group < own.last; ++group) {
-    copy_phases(from, data(pass, tensors_.blocks[block].input) + group * plane_bytes(from, format),
-                layer.layout, data(pass, tensors_.blocks[block].phases) + group * layer.input_plane_bytes,
-                layer.input_copy_bytes, format.bytes);
+  const ColumnCopies layout = layout_of(pass.plan, shape.input_width);
+  exchange(pass, transfer, layout, tensor);
+  const Range& rows = transfer.needed[pass.index()];
+  if (rows.empty()) return;
+  const int groups = group_count(format, shape.input_channels);
+  if (shape.stride == 1) {
+    copy_columns(layout, data(pass, tensor), groups, layer.input_plane_bytes, layer.input_copy_bytes,
+                 format.bytes, rows.first, rows.last);
+    return;
+  }
+  for (int group = 0; group < groups; ++group) {
+    copy_phases(layout, data(pass, tensor) + group * plane_bytes(layout, format), layer.layout,
+                data(pass, phases) + group * layer.input_plane_bytes, layer.input_copy_bytes, format.bytes,
+                rows.first, rows.last);
   }
 }
 
 void PositionPlanes::run_layer(const Pass& pass, std::size_t index, std::size_t input, std::size_t output,
                                std::size_t residual, std::size_t derived) const {
+  const Share& share = pass.division.shares[index][pass.index()];
+  if (share.empty()) return;
   const PlannedConvolution& planned = pass.plan.convolutions[index];
   const ConvolutionKernel& kernel = *planned.kernel;
   const OutputStage& stage = planned.stage;
   const Layer& layer = layers_[index];
-  const int channels = planned.shape.output_channels;
-  const Cut cut = cut_layer((channels + kernel.channel_block - 1) / kernel.channel_block,
-                            layer.layout.blocks(), pass.team);
-  const int first_channel = cut.channels.first * kernel.channel_block;
-  const int last_channel = std::min(cut.channels.last * kernel.channel_block, channels);
-  const Share& blocks = cut.positions;
-  if (first_channel >= last_channel || blocks.first == blocks.last) return;
+  const int first = layer.layout.position(share.rows.first, 0);
+  const int positions = layer.layout.position(share.rows.last, 0) - first;
 
   const auto view = [&](std::size_t tensor, const ActivationFormat& format, std::ptrdiff_t plane) {
-    const std::ptrdiff_t first = layer.layout.margin() + std::ptrdiff_t{blocks.first} * layer.layout.lanes;
-    return OutputView{data(pass, tensor) + first * format.bytes, std::ptrdiff_t{kernel.lanes} * format.bytes,
-                      plane};
+    return OutputView{data(pass, tensor) + std::ptrdiff_t{first} * format.bytes,
+                      std::ptrdiff_t{kernel.lanes} * format.bytes, plane};
   };
   const auto output_view = [&](std::size_t tensor, const ActivationFormat& format) {
     return view(tensor, format, plane_bytes(layer.layout, format));
@@ -169,18 +164,9 @@ void PositionPlanes::run_layer(const Pass& pass, std::size_t index, std::size_t 
   };
   kernel.run(planned.packed, stage,
              {as_input(view(input, kernel.input_format, layer.input_plane_bytes)), layer.taps,
-              (blocks.last - blocks.first) * (layer.layout.lanes / kernel.lanes), first_channel, last_channel,
+              (positions + kernel.lanes - 1) / kernel.lanes, share.channels.first, share.channels.last,
               output_view(output, stage.format), as_input(output_view(residual, stage.residual_format)),
               output_view(derived, stage.derived_format)});
-  const auto copy = [&](std::size_t tensor, const ActivationFormat& format) {
-    const std::ptrdiff_t plane = plane_bytes(layer.layout, format);
-    const int first_group = first_channel / format.channels;
-    copy_columns(layer.layout, data(pass, tensor) + first_group * plane,
-                 group_count(format, last_channel) - first_group, plane,
-                 group_count(format, channels) * plane, format.bytes, blocks.first, blocks.last);
-  };
-  if (layer.copies_output) copy(output, stage.format);
-  if (layer.copies_derived) copy(derived, stage.derived_format);
 }
 
 void PositionPlanes::pad_shortcut(const Pass& pass, std::size_t block) const {
@@ -190,8 +176,9 @@ void PositionPlanes::pad_shortcut(const Pass& pass, std::size_t block) const {
   const ConvolutionShape& shape = pass.plan.convolutions[index].shape;
   const ColumnCopies from = layout_of(pass.plan, shape.input_width);
   const ColumnCopies& to = layers_[index].layout;
-  const Share rows = share(to.height, pass.team.thread, pass.team.threads);
-  for (int row = rows.first; row < rows.last; ++row) {
+  const Share& share = pass.division.shares[index][pass.index()];
+  exchange(pass, pass.division.blocks[block].stream, from, tensors.stream);
+  for (int row = share.rows.first; row < share.rows.last; ++row) {
     for (int column = 0; column < to.width; ++column) {
       const std::uint8_t* source =
           data(pass, tensors.stream) + std::ptrdiff_t{from.position(2 * row, 2 * column)} * format.bytes;
@@ -203,35 +190,54 @@ void PositionPlanes::pad_shortcut(const Pass& pass, std::size_t block) const {
   }
 }
 
+/// Each thread sums its share of the features up; thread 0 adds the sums and computes the logits.
 template <typename Value, typename Accumulator>
 void PositionPlanes::classify(const Pass& pass, float* logits) const {
   const IntegerPlan& plan = pass.plan;
   const int channels = plan.network.feature_channels;
   const ColumnCopies layout = layout_of(plan, plan.network.feature_size);
-  auto* sums = reinterpret_cast<std::int32_t*>(data(pass, tensors_.sums));
-  pool_position_lanes(reinterpret_cast<const Value*>(data(pass, tensors_.features)) + layout.margin(),
-                      layout.count(), layout.positions(), channels, sums);
+  const std::vector<Share>& shares =
+      pass.division
+          .shares[plan.blocks.empty() ? 0 : static_cast<std::size_t>(plan.network.blocks.back().conv2)];
+  auto* const sums = reinterpret_cast<std::int32_t*>(data(pass, tensors_.sums));
+  const bool alone = pass.team == nullptr;
+  const Share& own = shares[pass.index()];
+  if (!own.empty()) {
+    auto* const of_share = alone ? sums : reinterpret_cast<std::int32_t*>(pass.team->outgoing(pass.thread));
+    pool_position_lanes(reinterpret_cast<const Value*>(data(pass, tensors_.features)) +
+                            std::ptrdiff_t{own.channels.first} * layout.positions() +
+                            layout.position(own.rows.first, 0),
+                        own.rows.count() * layout.width, layout.positions(), own.channels.count(),
+                        of_share + own.channels.first);
+  }
+  if (!alone) {
+    pass.team->meet(pass.thread);
+    if (pass.thread != 0) return;
+    std::fill_n(sums, channels, 0);
+    for (int from = 0; from < pass.team->threads(); ++from) {
+      const Share& share = shares[static_cast<std::size_t>(from)];
+      if (share.empty()) continue;
+      const auto* of_share = reinterpret_cast<const std::int32_t*>(pass.team->incoming(0, from));
+      for (int c = share.channels.first; c < share.channels.last; ++c) sums[c] += of_share[c];
+    }
+  }
   linear<Accumulator>(sums, channels, 1, 1, plan.linear_weights, plan.linear_scale, plan.linear_offset,
                       logits);
 }
 
-void PositionPlanes::run(const IntegerPlan& plan, const std::uint8_t* pixels, float* logits,
-                         std::uint8_t* scratch, Team team) const {
-  const Pass pass{plan, scratch, team};
+void PositionPlanes::run(const Pass& pass, const std::uint8_t* pixels, float* logits) const {
+  const IntegerPlan& plan = pass.plan;
   load_image(pass, pixels);
-  wait_for(team);
   const std::size_t first_stream = plan.blocks.empty() ? tensors_.features : tensors_.blocks[0].stream;
   const std::size_t first_input = plan.blocks.empty() ? tensors_.features : tensors_.blocks[0].input;
   run_layer(pass, 0, tensors_.pixels, first_stream, first_stream, first_input);
-  wait_for(team);
   for (std::size_t b = 0; b < plan.blocks.size(); ++b) {
     const Block& block = plan.network.blocks[b];
     const TensorPlan::BlockTensors& t = tensors_.blocks[b];
+    const ImageDivision::BlockTransfers& transfers = pass.division.blocks[b];
     const auto conv1 = static_cast<std::size_t>(block.conv1);
-    if (plan.convolutions[conv1].shape.stride == 2) {
-      split_phases(pass, b);
-      wait_for(team);
-    }
+    const auto conv2 = static_cast<std::size_t>(block.conv2);
+    prepare_input(pass, transfers.input, conv1, t.input, t.phases);
     run_layer(pass, conv1, t.phases, t.middle, t.middle, t.middle);
     if (block.shortcut == Shortcut::projection) {
       run_layer(pass, static_cast<std::size_t>(block.projection), t.phases, t.shortcut, t.shortcut,
@@ -239,11 +245,9 @@ void PositionPlanes::run(const IntegerPlan& plan, const std::uint8_t* pixels, fl
     } else if (block.shortcut == Shortcut::pad_channels) {
       pad_shortcut(pass, b);
     }
-    wait_for(team);
-    run_layer(pass, static_cast<std::size_t>(block.conv2), t.middle, t.output, t.shortcut, t.next_input);
-    wait_for(team);
+    prepare_input(pass, transfers.middle, conv2, t.middle, t.middle);
+    run_layer(pass, conv2, t.middle, t.output, t.shortcut, t.next_input);
   }
-  if (team.thread != 0) return;
   if (plan.wide) {
     classify<std::uint16_t, std::int64_t>(pass, logits);
   } else {

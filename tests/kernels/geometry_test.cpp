@@ -44,15 +44,18 @@ TEST_P(ColumnCopiesOf, GiveEveryTapItsNeighbourOrZero) {
         }
         std::vector<std::uint8_t> phases(static_cast<std::size_t>(6 * kGroups * plane), 0xEE);
         if (stride == 1) {
-          const int cut = input.blocks() / 2;
-          for (const auto& [first, last] : {std::pair{cut, input.blocks()}, std::pair{0, cut}}) {
+          const int cut = input_height / 2;
+          for (const auto& [first, last] : {std::pair{cut, input_height}, std::pair{0, cut}}) {
             if (first == last) continue;
             copy_columns(input, map.data(), kGroups, input_plane, kGroups * input_plane, bytes, first, last);
           }
         } else {
           for (int group = 0; group < kGroups; ++group) {
-            copy_phases(input, map.data() + group * input_plane, output, phases.data() + group * plane,
-                        kGroups * plane, bytes);
+            const int cut = input_height / 3;
+            for (const auto& [first, last] : {std::pair{cut, input_height}, std::pair{0, cut}}) {
+              copy_phases(input, map.data() + group * input_plane, output, phases.data() + group * plane,
+                          kGroups * plane, bytes, first, last);
+            }
           }
         }
         const std::vector<std::uint8_t>& read = stride == 1 ? map : phases;

@@ -50,7 +50,7 @@ TEST_P(IntegerNetworkOf, EqualsTheReferenceWithAnyBatchAndThreads) {
   std::vector<float> expected(kImages * 10);
   omp_set_num_threads(omp_get_num_procs());
   ReferenceNetwork(quantized).run(pixels.data(), kImages, expected.data());
-  for (const int threads : {1, 2, 3}) {
+  for (const int threads : {1, 2, 3, 5}) {
     omp_set_num_threads(threads);
     const IntegerNetwork network(quantized, effective_instruction_set());
     if (network.instruction_set() == InstructionSet::reference) {
