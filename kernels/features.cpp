@@ -34,6 +34,17 @@ void linear(const std::int32_t* sums, int channels, int lanes, int images,
             std::span<const float> offset, float* logits) {
   constexpr int kBlock = 16;  // lanes at a time
   const auto classes = static_cast<int>(scale.size());
+  if (images == 1) {
+    for (int k = 0; k < classes; ++k) {
+      const auto index = static_cast<std::size_t>(k);
+      const std::int16_t* const of_class = weights.data() + index * static_cast<std::size_t>(channels);
+      Accumulator accumulator = 0;
+      for (int c = 0; c < channels; ++c)
+        accumulator += sums[std::ptrdiff_t{c} * lanes] * Accumulator{of_class[c]};
+      logits[k] = scaled(accumulator, scale[index], offset[index]);
+    }
+    return;
+  }
   for (int first = 0; first < images; first += kBlock) {
     const int count = std::min(kBlock, images - first);
     for (int k = 0; k < classes; ++k) {
@@ -93,6 +104,16 @@ inline void store_quads(const std::uint8_t* pixel, std::ptrdiff_t image_bytes, i
 void load_pixels(const std::uint8_t* images, int count, int height, int width, const ActivationFormat& format,
                  const OutputView& output, std::ptrdiff_t row_stride) {
   const std::ptrdiff_t image_bytes = std::ptrdiff_t{height} * width * 3;
+  const std::ptrdiff_t pixels = std::ptrdiff_t{height} * width;
+  if (count == 1 && format == kQuads8 && output.position_stride == 4 &&
+      row_stride == 4 * std::ptrdiff_t{width}) {
+    // One image without gaps; the last pixel apart, since nothing may be read behind it.
+    for (std::ptrdiff_t i = 0; i + 1 < pixels; ++i) store_quads(images + 3 * i, 0, 1, output.data + 4 * i);
+    std::uint8_t* last = output.data + 4 * (pixels - 1);
+    std::memcpy(last, images + 3 * (pixels - 1), 3);
+    last[3] = 0;
+    return;
+  }
   for (int row = 0; row < height; ++row) {
     for (int column = 0; column < width; ++column) {
       const std::uint8_t* pixel = images + (std::ptrdiff_t{row} * width + column) * 3;

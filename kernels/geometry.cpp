@@ -1,6 +1,9 @@
 #include "kernels/geometry.h"
 
+#include <emmintrin.h>
+
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 namespace nibble {
@@ -117,6 +120,68 @@ std::vector<Tap> column_taps(const ConvolutionShape& shape, const ColumnCopies& 
 
 namespace {
 
+constexpr int kRegisterBytes = 16;  ///< of the baseline, SSE2
+constexpr int kHalfRegisterBytes = 8;
+
+constexpr bool is_short_row(int bytes) {
+  return bytes == kHalfRegisterBytes || bytes == kRegisterBytes;
+}
+
+inline __m128i load(const std::uint8_t* from) {
+  return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+}
+inline __m128i load_half(const std::uint8_t* from) {
+  return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+}
+inline void store(std::uint8_t* to, __m128i bytes) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
+}
+inline void store_half(std::uint8_t* to, __m128i bytes) {
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), bytes);
+}
+
+/// Any number of bytes; `value` repeats.
+inline void fill_row(std::uint8_t* to, int row_bytes, __m128i value) {
+  for (; row_bytes >= kRegisterBytes; row_bytes -= kRegisterBytes, to += kRegisterBytes) store(to, value);
+  if (row_bytes == 0) return;
+  if (row_bytes == kHalfRegisterBytes) return store_half(to, value);
+  alignas(kRegisterBytes) std::uint8_t bytes[kRegisterBytes];
+  store(bytes, value);
+  std::copy(bytes, bytes + row_bytes, to);
+}
+
+/// Copies 1 and 2 of `rows` rows of 16 bytes, or of 8 bytes, two in a register: a value of `Bytes` bytes
+/// further to the right and to the left. border: the value beside the map, everywhere.
+template <int Bytes>
+void shift_rows(const std::uint8_t* same, std::uint8_t* left, std::uint8_t* right, int row_bytes, int rows,
+                __m128i border) {
+  const int all = rows * row_bytes;
+  if (row_bytes == kRegisterBytes) {
+    const __m128i first = _mm_srli_si128(border, kRegisterBytes - Bytes);
+    const __m128i last = _mm_slli_si128(border, kRegisterBytes - Bytes);
+    for (int at = 0; at < all; at += kRegisterBytes) {
+      const __m128i row = load(same + at);
+      store(left + at, _mm_or_si128(_mm_slli_si128(row, Bytes), first));
+      store(right + at, _mm_or_si128(_mm_srli_si128(row, Bytes), last));
+    }
+    return;
+  }
+  const __m128i first = _mm_srli_epi64(border, 64 - 8 * Bytes);
+  const __m128i last = _mm_slli_epi64(border, 64 - 8 * Bytes);
+  const auto to_left = [&](__m128i row) { return _mm_or_si128(_mm_slli_epi64(row, 8 * Bytes), first); };
+  const auto to_right = [&](__m128i row) { return _mm_or_si128(_mm_srli_epi64(row, 8 * Bytes), last); };
+  int at = 0;
+  for (; at + kRegisterBytes <= all; at += kRegisterBytes) {
+    const __m128i two = load(same + at);
+    store(left + at, to_left(two));
+    store(right + at, to_right(two));
+  }
+  if (at == all) return;
+  const __m128i row = load_half(same + at);
+  store_half(left + at, to_left(row));
+  store_half(right + at, to_right(row));
+}
+
 /// A value of `Bytes` bytes that is copied whole.
 template <int Bytes>
 struct Value {
@@ -124,51 +189,117 @@ struct Value {
 };
 
 template <int Bytes>
+inline __m128i repeated(const Value<Bytes>& value) {
+  if constexpr (Bytes == 1) return _mm_set1_epi8(static_cast<char>(value.bytes[0]));
+  if constexpr (Bytes == 2) return _mm_set1_epi16(std::bit_cast<std::int16_t>(value));
+  if constexpr (Bytes == 4) return _mm_set1_epi32(std::bit_cast<std::int32_t>(value));
+}
+
+template <int Bytes>
 void copy_columns_of(const ColumnCopies& layout, std::uint8_t* plane, std::ptrdiff_t copy_stride,
                      int first_row, int last_row, const std::uint8_t* border) {
-  auto* same = reinterpret_cast<Value<Bytes>*>(plane) + layout.margin();
-  auto* left = reinterpret_cast<Value<Bytes>*>(plane + copy_stride) + layout.margin();
-  auto* right = reinterpret_cast<Value<Bytes>*>(plane + 2 * copy_stride) + layout.margin();
   Value<Bytes> beside{};
   if (border != nullptr) std::memcpy(&beside, border, Bytes);
+  const __m128i everywhere = repeated(beside);
   const int width = layout.width;
   const int first = first_row * width;
   const int last = last_row * width;
-  if (first < last) {
+  auto* same = reinterpret_cast<Value<Bytes>*>(plane) + layout.margin();
+  auto* left = reinterpret_cast<Value<Bytes>*>(plane + copy_stride) + layout.margin();
+  auto* right = reinterpret_cast<Value<Bytes>*>(plane + 2 * copy_stride) + layout.margin();
+  if (is_short_row(width * Bytes)) {
+    shift_rows<Bytes>((same + first)->bytes, (left + first)->bytes, (right + first)->bytes, width * Bytes,
+                      last_row - first_row, everywhere);
+  } else if (first < last) {
     const auto size = static_cast<std::size_t>(last - first - 1) * Bytes;
     std::memcpy(left + first + 1, same + first, size);
     std::memcpy(right + first, same + first + 1, size);
-  }
-  for (int p = first; p < last; p += width) {
-    left[p] = beside;
-    right[p + width - 1] = beside;
+    for (int p = first; p < last; p += width) {
+      left[p] = beside;
+      right[p + width - 1] = beside;
+    }
   }
   for (Value<Bytes>* copy : {same, left, right}) {
-    if (first_row == 0) std::fill(copy - width, copy, beside);
-    if (last_row == layout.height) std::fill(copy + last, copy + last + width, beside);
+    if (first_row == 0) fill_row((copy - width)->bytes, width * Bytes, everywhere);
+    if (last_row == layout.height) fill_row((copy + last)->bytes, width * Bytes, everywhere);
   }
+}
+
+/// The even and the odd values of 32 bytes.
+struct Halves {
+  __m128i even;
+  __m128i odd;
+};
+template <int Bytes>
+inline Halves split(__m128i first, __m128i second) {
+  if constexpr (Bytes == 1) {
+    const __m128i low = _mm_set1_epi16(0xFF);
+    return {_mm_packus_epi16(_mm_and_si128(first, low), _mm_and_si128(second, low)),
+            _mm_packus_epi16(_mm_srli_epi16(first, 8), _mm_srli_epi16(second, 8))};
+  } else {
+    static_assert(Bytes == 4);
+    const __m128 a = _mm_castsi128_ps(first);
+    const __m128 b = _mm_castsi128_ps(second);
+    return {_mm_castps_si128(_mm_shuffle_ps(a, b, _MM_SHUFFLE(2, 0, 2, 0))),
+            _mm_castps_si128(_mm_shuffle_ps(a, b, _MM_SHUFFLE(3, 1, 3, 1)))};
+  }
+}
+
+/// One row of the input into the same, left and right copies of its phase.
+template <int Bytes>
+void split_row(const std::uint8_t* in, std::uint8_t* same, std::uint8_t* left, std::uint8_t* right,
+               int row_bytes) {
+  if (row_bytes == kHalfRegisterBytes) {
+    const Halves halves = split<Bytes>(load(in), _mm_setzero_si128());
+    store_half(same, halves.even);
+    store_half(left, _mm_slli_si128(halves.odd, Bytes));
+    store_half(right, halves.odd);
+    return;
+  }
+  __m128i before = _mm_setzero_si128();
+  for (int at = 0; at < row_bytes; at += kRegisterBytes) {
+    const Halves halves = split<Bytes>(load(in + 2 * at), load(in + 2 * at + kRegisterBytes));
+    store(same + at, halves.even);
+    store(left + at,
+          _mm_or_si128(_mm_slli_si128(halves.odd, Bytes), _mm_srli_si128(before, kRegisterBytes - Bytes)));
+    store(right + at, halves.odd);
+    before = halves.odd;
+  }
+}
+
+template <int Bytes>
+void split_row_plainly(const Value<Bytes>* in, Value<Bytes>* same, Value<Bytes>* left, Value<Bytes>* right,
+                       int width) {
+  for (int column = 0; column < width; ++column) same[column] = in[2 * column];
+  for (int column = 0; column < width; ++column) right[column] = in[2 * column + 1];
+  left[0] = {};
+  std::copy(right, right + width - 1, left + 1);
 }
 
 template <int Bytes>
 void copy_phases_of(const ColumnCopies& input, const std::uint8_t* from, const ColumnCopies& output,
                     std::uint8_t* to, std::ptrdiff_t copy_stride, int first_row, int last_row) {
-  const auto row_bytes = static_cast<std::size_t>(output.width) * Bytes;
+  const int row_bytes = output.width * Bytes;
+  const bool plainly = Bytes == 2 || (row_bytes != kHalfRegisterBytes && row_bytes % kRegisterBytes != 0);
   for (int row = first_row; row < last_row; ++row) {
-    const auto copy = [&](int number) {
-      return reinterpret_cast<Value<Bytes>*>(to + (3 * (row % 2) + number) * copy_stride) + output.margin();
-    };
-    Value<Bytes>* const same = copy(0);
-    Value<Bytes>* const left = copy(1);
-    Value<Bytes>* const right = copy(2);
+    const std::uint8_t* in = from + std::ptrdiff_t{input.position(row, 0)} * Bytes;
+    std::uint8_t* same =
+        to + 3 * (row % 2) * copy_stride + std::ptrdiff_t{output.position(row / 2, 0)} * Bytes;
+    std::uint8_t* left = same + copy_stride;
+    std::uint8_t* right = left + copy_stride;
     if (row < 2) {
-      for (Value<Bytes>* plane : {same, left, right}) std::memset(plane - output.width, 0, row_bytes);
+      for (std::uint8_t* copy : {same, left, right})
+        fill_row(copy - row_bytes, row_bytes, _mm_setzero_si128());
     }
-    const auto* in = reinterpret_cast<const Value<Bytes>*>(from) + input.position(row, 0);
-    const int begin = row / 2 * output.width;
-    for (int column = 0; column < output.width; ++column) same[begin + column] = in[2 * column];
-    for (int column = 0; column < output.width; ++column) right[begin + column] = in[2 * column + 1];
-    left[begin] = {};
-    std::memcpy(left + begin + 1, right + begin, row_bytes - Bytes);
+    if constexpr (Bytes != 2) {
+      if (!plainly) {
+        split_row<Bytes>(in, same, left, right, row_bytes);
+        continue;
+      }
+    }
+    split_row_plainly(reinterpret_cast<const Value<Bytes>*>(in), reinterpret_cast<Value<Bytes>*>(same),
+                      reinterpret_cast<Value<Bytes>*>(left), reinterpret_cast<Value<Bytes>*>(right),
+                      output.width);
   }
 }
 

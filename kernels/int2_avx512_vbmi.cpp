@@ -233,6 +233,44 @@ void accumulate(const std::uint8_t* input, std::ptrdiff_t stride, const Steps& s
 
 constexpr Accumulate kAccumulate[kPositions] = {accumulate<1>, accumulate<2>};
 
+/// One position of two register blocks, eight output channels: a lone position leaves tables the bound, which
+/// then are loaded for one look-up each, and half as many sums would leave runs too short.
+template <std::size_t... K>
+inline __attribute__((always_inline)) void accumulate_two_blocks(
+    std::index_sequence<K...>, const std::uint8_t* input, const Steps& steps, const std::uint8_t* tables,
+    const std::uint8_t* weights, std::ptrdiff_t block_bytes, Sums* sums) {
+  const __m512i zero = _mm512_setzero_si512();
+  __m512i words[] = {((void)K, zero)...};
+  __m512i odd[] = {((void)K, zero)...};
+  for (const Run& run : steps) {
+    const std::uint8_t* numbers = weights + kBlockChannels * run.weights;
+    const auto look_up = [&](std::size_t k, __m512i index) __attribute__((always_inline)) {
+      const std::uint8_t number =
+          k < kBlockChannels ? numbers[k]
+                             : numbers[block_bytes + static_cast<std::ptrdiff_t>(k) - kBlockChannels];
+      return _mm512_permutexvar_epi8(index, _mm512_load_si512(tables + std::ptrdiff_t{number} * kTableBytes));
+    };
+    const std::ptrdiff_t* step = run.first;
+    const __m512i first = load(input + *step);
+    __m512i narrow[] = {look_up(K, first)...};
+    while (++step != run.last) {
+      numbers += kBlockChannels;
+      const __m512i index = loaded_once(load(input + *step));
+      ((narrow[K] = _mm512_add_epi8(narrow[K], look_up(K, index))), ...);
+    }
+    ((words[K] = _mm512_add_epi16(words[K], narrow[K])), ...);
+    ((odd[K] = _mm512_add_epi16(odd[K], _mm512_srli_epi16(narrow[K], 8))), ...);
+  }
+  ((sums[K / kBlockChannels].words[K % kBlockChannels] = words[K]), ...);
+  ((sums[K / kBlockChannels].odd[K % kBlockChannels] = odd[K]), ...);
+}
+
+void accumulate_two(const std::uint8_t* input, const Steps& steps, const std::uint8_t* tables,
+                    const std::uint8_t* weights, std::ptrdiff_t block_bytes, Sums* sums) {
+  accumulate_two_blocks(std::make_index_sequence<2 * kBlockChannels>{}, input, steps, tables, weights,
+                        block_bytes, sums);
+}
+
 /// Unsigned 16-bit sums of the even and of the odd lanes.
 struct Widened {
   __m512i even;
@@ -400,7 +438,7 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
   const bool tiled = output != output_plainly && stage.format != kPlanar8;
   const bool derived = output != output_plainly && stage.derived_bits != 0;
 
-  alignas(64) Sums sums;
+  alignas(64) Sums sums[2];  // of a block, and of the next one when they were computed together
   ByteTile tile;
   ByteTile derived_tile;
   constexpr int kChunk = 5 * kTileChannels;  // output channels whose sums of minima are at hand
@@ -416,12 +454,22 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
     for (int first = 0, left = call.positions; left > 0;) {
       const int positions = left / ((left + kPositions - 1) / kPositions);
       const std::uint8_t* input = call.input.at(first, 0);
+      int computed = chunk;  // output channels before this one are
       for (int tile_first = chunk; tile_first < chunk_end; tile_first += kTileChannels) {
         const int channels = std::min(kTileChannels, chunk_end - tile_first);
         for (int channel = tile_first; channel < tile_first + channels; channel += kBlockChannels) {
-          kAccumulate[positions - 1](input, call.input.position_stride, steps, tables,
-                                     weights + channel / kBlockChannels * block_bytes, sums);
-          output(stage, call, {&sums, positions, first, channel, minimum + (channel - chunk)}, tile,
+          const std::uint8_t* of_block = weights + channel / kBlockChannels * block_bytes;
+          const Sums* of = &sums[1];
+          if (channel >= computed) {
+            of = &sums[0];
+            if (positions == 1 && channel + kBlockChannels < chunk_end) {
+              accumulate_two(input, steps, tables, of_block, block_bytes, sums);
+              computed = channel + 2 * kBlockChannels;
+            } else {
+              kAccumulate[positions - 1](input, call.input.position_stride, steps, tables, of_block, sums[0]);
+            }
+          }
+          output(stage, call, {of, positions, first, channel, minimum + (channel - chunk)}, tile,
                  derived_tile);
         }
         if (tiled) store_tile(call.output, stage.format, first, positions, tile_first, channels, tile);

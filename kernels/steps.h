@@ -43,9 +43,20 @@ class Steps {
       // Runs of a stretch are as equal as possible: fewer lengths are fewer mispredicted loop ends.
       const std::ptrdiff_t steps = next - begin;
       const std::ptrdiff_t runs = (steps + run_length - 1) / run_length;
+      // Run r ends at (r + 1) * steps / runs; without a division for each.
+      const std::ptrdiff_t whole = steps / runs;
+      const std::ptrdiff_t rest = steps % runs;
+      std::ptrdiff_t from = 0;
+      std::ptrdiff_t remainder = 0;
       for (std::ptrdiff_t r = 0; r < runs; ++r) {
-        const std::ptrdiff_t from = r * steps / runs;
-        runs_[count_++] = {begin + from, begin + (r + 1) * steps / runs, weights + from};
+        std::ptrdiff_t to = from + whole;
+        remainder += rest;
+        if (remainder >= runs) {
+          remainder -= runs;
+          ++to;
+        }
+        runs_[count_++] = {begin + from, begin + to, weights + from};
+        from = to;
       }
     }
   }
