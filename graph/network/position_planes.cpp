@@ -84,23 +84,32 @@ void PositionPlanes::load_image(const Pass& pass, const std::uint8_t* pixels) co
                format.bytes, rows.first, rows.last, border_.data());
 }
 
-void PositionPlanes::exchange(const Pass& pass, const Transfer& transfer, const ColumnCopies& layout,
-                              std::size_t tensor) const {
+void PositionPlanes::send(const Pass& pass, const Transfer& transfer, const ColumnCopies& layout,
+                          std::size_t tensor) const {
   if (!transfer.any) return;
   const std::ptrdiff_t plane = plane_bytes(layout, transfer.format);
-  std::uint8_t* const first_row =
-      data(pass, tensor) + std::ptrdiff_t{layout.position(0, 0)} * transfer.format.bytes;
-  const auto bytes_of = [&](const Range& rows) { return std::ptrdiff_t{rows.count()} * transfer.row_bytes; };
+  const Range groups = transfer.groups(pass.index());
+  const std::uint8_t* const first_row = data(pass, tensor) + groups.first * plane +
+                                        std::ptrdiff_t{layout.position(0, 0)} * transfer.format.bytes;
   std::uint8_t* message = pass.team->outgoing(pass.thread);
   for (std::size_t part = 0; part < 2; ++part) {
     const Range& rows = transfer.sent[pass.index()][part];
     if (rows.empty()) continue;
-    const Range groups = transfer.groups(pass.index());
-    copy_pieces(first_row + groups.first * plane + std::ptrdiff_t{rows.first} * transfer.row_bytes, plane,
-                message, bytes_of(rows), static_cast<std::size_t>(bytes_of(rows)), groups.count());
+    const int bytes = rows.count() * transfer.row_bytes;
+    copy_pieces(first_row + std::ptrdiff_t{rows.first} * transfer.row_bytes, plane, message, bytes,
+                static_cast<std::size_t>(bytes), groups.count());
     message += transfer.part_bytes(pass.index(), part);
   }
-  pass.team->meet(pass.thread);
+  pass.team->publish(pass.thread);
+}
+
+void PositionPlanes::receive(const Pass& pass, const Transfer& transfer, const ColumnCopies& layout,
+                             std::size_t tensor) const {
+  if (!transfer.any) return;
+  const std::ptrdiff_t plane = plane_bytes(layout, transfer.format);
+  std::uint8_t* const first_row =
+      data(pass, tensor) + std::ptrdiff_t{layout.position(0, 0)} * transfer.format.bytes;
+  pass.team->wait(pass.thread);
   for (int from = 0; from < pass.team->threads(); ++from) {
     if (from == pass.thread) continue;
     const auto sender = static_cast<std::size_t>(from);
@@ -112,9 +121,9 @@ void PositionPlanes::exchange(const Pass& pass, const Transfer& transfer, const 
     const std::uint8_t* const received = pass.team->incoming(pass.thread, from) +
                                          (part == 0 ? 0 : transfer.part_bytes(sender, 0)) +
                                          std::ptrdiff_t{rows.first - sent.first} * transfer.row_bytes;
-    copy_pieces(received, bytes_of(sent),
+    copy_pieces(received, std::ptrdiff_t{sent.count()} * transfer.row_bytes,
                 first_row + groups.first * plane + std::ptrdiff_t{rows.first} * transfer.row_bytes, plane,
-                static_cast<std::size_t>(bytes_of(rows)), groups.count());
+                static_cast<std::size_t>(rows.count() * transfer.row_bytes), groups.count());
   }
 }
 
@@ -125,7 +134,7 @@ void PositionPlanes::prepare_input(const Pass& pass, const Transfer& transfer, s
   const ActivationFormat& format = transfer.format;
   const Layer& layer = layers_[index];
   const ColumnCopies layout = layout_of(pass.plan, shape.input_width);
-  exchange(pass, transfer, layout, tensor);
+  receive(pass, transfer, layout, tensor);
   const Range& rows = transfer.needed[pass.index()];
   if (rows.empty()) return;
   const int groups = group_count(format, shape.input_channels);
@@ -141,16 +150,16 @@ void PositionPlanes::prepare_input(const Pass& pass, const Transfer& transfer, s
   }
 }
 
-void PositionPlanes::run_layer(const Pass& pass, std::size_t index, std::size_t input, std::size_t output,
-                               std::size_t residual, std::size_t derived) const {
-  const Share& share = pass.division.shares[index][pass.index()];
-  if (share.empty()) return;
+/// Some rows of this thread's share.
+void PositionPlanes::run_rows(const Pass& pass, std::size_t index, const LayerTensors& tensors,
+                              const Range& rows) const {
+  const Range& channels = pass.division.shares[index][pass.index()].channels;
   const PlannedConvolution& planned = pass.plan.convolutions[index];
   const ConvolutionKernel& kernel = *planned.kernel;
   const OutputStage& stage = planned.stage;
   const Layer& layer = layers_[index];
-  const int first = layer.layout.position(share.rows.first, 0);
-  const int positions = layer.layout.position(share.rows.last, 0) - first;
+  const int first = layer.layout.position(rows.first, 0);
+  const int positions = rows.count() * layer.layout.width;
 
   const auto view = [&](std::size_t tensor, const ActivationFormat& format, std::ptrdiff_t plane) {
     return OutputView{data(pass, tensor) + std::ptrdiff_t{first} * format.bytes,
@@ -163,10 +172,44 @@ void PositionPlanes::run_layer(const Pass& pass, std::size_t index, std::size_t 
     return InputView{v.data, v.position_stride, v.group_stride};
   };
   kernel.run(planned.packed, stage,
-             {as_input(view(input, kernel.input_format, layer.input_plane_bytes)), layer.taps,
-              (positions + kernel.lanes - 1) / kernel.lanes, share.channels.first, share.channels.last,
-              output_view(output, stage.format), as_input(output_view(residual, stage.residual_format)),
-              output_view(derived, stage.derived_format)});
+             {as_input(view(tensors.input, kernel.input_format, layer.input_plane_bytes)), layer.taps,
+              (positions + kernel.lanes - 1) / kernel.lanes, channels.first, channels.last,
+              output_view(tensors.output, stage.format),
+              as_input(output_view(tensors.residual, stage.residual_format)),
+              output_view(tensors.derived, stage.derived_format)});
+}
+
+/// This thread's share. What others wait for comes first, so that it is on its way while the rest is
+/// computed.
+void PositionPlanes::run_layer(const Pass& pass, std::size_t index, const LayerTensors& tensors,
+                               const Destination& destination) const {
+  constexpr int kEdge = 2;  // blocks of lanes: fewer would be slow
+  const Share& share = pass.division.shares[index][pass.index()];
+  const ColumnCopies& layout = layers_[index].layout;
+  const auto send_result = [&] {
+    if (destination.transfer != nullptr) send(pass, *destination.transfer, layout, destination.tensor);
+  };
+  if (share.empty()) return send_result();
+  Range inner = share.rows;
+  if (destination.transfer != nullptr && destination.transfer->any) {
+    const int edge_positions = kEdge * pass.plan.convolutions[index].kernel->lanes;
+    const int edge = edge_positions / layout.width;
+    const auto& [before, behind] = destination.transfer->sent[pass.index()];
+    if (!before.empty()) inner.first += edge;
+    if (!behind.empty()) inner.last -= edge;
+    if (edge_positions % layout.width != 0 || before.count() > edge || behind.count() > edge ||
+        inner.count() < edge) {
+      inner = share.rows;
+    }
+  }
+  if (inner.count() == share.rows.count()) {
+    run_rows(pass, index, tensors, inner);
+    return send_result();
+  }
+  if (inner.first > share.rows.first) run_rows(pass, index, tensors, {share.rows.first, inner.first});
+  if (inner.last < share.rows.last) run_rows(pass, index, tensors, {inner.last, share.rows.last});
+  send_result();
+  run_rows(pass, index, tensors, inner);
 }
 
 void PositionPlanes::pad_shortcut(const Pass& pass, std::size_t block) const {
@@ -177,7 +220,8 @@ void PositionPlanes::pad_shortcut(const Pass& pass, std::size_t block) const {
   const ColumnCopies from = layout_of(pass.plan, shape.input_width);
   const ColumnCopies& to = layers_[index].layout;
   const Share& share = pass.division.shares[index][pass.index()];
-  exchange(pass, pass.division.blocks[block].stream, from, tensors.stream);
+  send(pass, pass.division.blocks[block].stream, from, tensors.stream);
+  receive(pass, pass.division.blocks[block].stream, from, tensors.stream);
   for (int row = share.rows.first; row < share.rows.last; ++row) {
     for (int column = 0; column < to.width; ++column) {
       const std::uint8_t* source =
@@ -211,7 +255,8 @@ void PositionPlanes::classify(const Pass& pass, float* logits) const {
                         of_share + own.channels.first);
   }
   if (!alone) {
-    pass.team->meet(pass.thread);
+    pass.team->publish(pass.thread);
+    pass.team->wait(pass.thread);
     if (pass.thread != 0) return;
     std::fill_n(sums, channels, 0);
     for (int from = 0; from < pass.team->threads(); ++from) {
@@ -228,9 +273,13 @@ void PositionPlanes::classify(const Pass& pass, float* logits) const {
 void PositionPlanes::run(const Pass& pass, const std::uint8_t* pixels, float* logits) const {
   const IntegerPlan& plan = pass.plan;
   load_image(pass, pixels);
+  const auto input_of = [&](std::size_t block, std::size_t tensor) -> Destination {
+    if (block >= plan.blocks.size()) return {nullptr, tensor};
+    return {&pass.division.blocks[block].input, tensor};
+  };
   const std::size_t first_stream = plan.blocks.empty() ? tensors_.features : tensors_.blocks[0].stream;
   const std::size_t first_input = plan.blocks.empty() ? tensors_.features : tensors_.blocks[0].input;
-  run_layer(pass, 0, tensors_.pixels, first_stream, first_stream, first_input);
+  run_layer(pass, 0, {tensors_.pixels, first_stream, first_stream, first_input}, input_of(0, first_input));
   for (std::size_t b = 0; b < plan.blocks.size(); ++b) {
     const Block& block = plan.network.blocks[b];
     const TensorPlan::BlockTensors& t = tensors_.blocks[b];
@@ -238,15 +287,14 @@ void PositionPlanes::run(const Pass& pass, const std::uint8_t* pixels, float* lo
     const auto conv1 = static_cast<std::size_t>(block.conv1);
     const auto conv2 = static_cast<std::size_t>(block.conv2);
     prepare_input(pass, transfers.input, conv1, t.input, t.phases);
-    run_layer(pass, conv1, t.phases, t.middle, t.middle, t.middle);
+    if (block.shortcut == Shortcut::pad_channels) pad_shortcut(pass, b);
+    run_layer(pass, conv1, {t.phases, t.middle, t.middle, t.middle}, {&transfers.middle, t.middle});
     if (block.shortcut == Shortcut::projection) {
-      run_layer(pass, static_cast<std::size_t>(block.projection), t.phases, t.shortcut, t.shortcut,
-                t.shortcut);
-    } else if (block.shortcut == Shortcut::pad_channels) {
-      pad_shortcut(pass, b);
+      run_layer(pass, static_cast<std::size_t>(block.projection),
+                {t.phases, t.shortcut, t.shortcut, t.shortcut}, {nullptr, t.shortcut});
     }
     prepare_input(pass, transfers.middle, conv2, t.middle, t.middle);
-    run_layer(pass, conv2, t.middle, t.output, t.shortcut, t.next_input);
+    run_layer(pass, conv2, {t.middle, t.output, t.shortcut, t.next_input}, input_of(b + 1, t.next_input));
   }
   if (plan.wide) {
     classify<std::uint16_t, std::int64_t>(pass, logits);

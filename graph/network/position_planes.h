@@ -56,12 +56,25 @@ class PositionPlanes {
   }
   void run(const Pass& pass, const std::uint8_t* pixels, float* logits) const;
   void load_image(const Pass& pass, const std::uint8_t* pixels) const;
-  void exchange(const Pass& pass, const Transfer& transfer, const ColumnCopies& layout,
-                std::size_t tensor) const;
+  /// A map that a layer writes, and who of the team gets it; transfer = nullptr: nobody.
+  struct Destination {
+    const Transfer* transfer;
+    std::size_t tensor;
+  };
+  void send(const Pass& pass, const Transfer& transfer, const ColumnCopies& layout, std::size_t tensor) const;
+  void receive(const Pass& pass, const Transfer& transfer, const ColumnCopies& layout,
+               std::size_t tensor) const;
   void prepare_input(const Pass& pass, const Transfer& transfer, std::size_t index, std::size_t tensor,
                      std::size_t phases) const;
-  void run_layer(const Pass& pass, std::size_t index, std::size_t input, std::size_t output,
-                 std::size_t residual, std::size_t derived) const;
+  struct LayerTensors {
+    std::size_t input;
+    std::size_t output;
+    std::size_t residual;
+    std::size_t derived;
+  };
+  void run_rows(const Pass& pass, std::size_t index, const LayerTensors& tensors, const Range& rows) const;
+  void run_layer(const Pass& pass, std::size_t index, const LayerTensors& tensors,
+                 const Destination& destination) const;
   void pad_shortcut(const Pass& pass, std::size_t block) const;
   template <typename Value, typename Accumulator>
   void classify(const Pass& pass, float* logits) const;

@@ -45,7 +45,8 @@ TensorPlan plan_tensors(const IntegerPlan& plan, std::size_t pixel_bytes, std::s
     t.middle = memory.add(output_map(formats.middle), last - 2, last);
     t.shortcut = stream;
     if (block.shortcut != Shortcut::identity) {
-      t.shortcut = memory.add(output_map(formats.shortcut), last - 1, last);
+      const int step = block.shortcut == Shortcut::pad_channels ? last - 2 : last - 1;
+      t.shortcut = memory.add(output_map(formats.shortcut), step, last);
     }
     if (block.shortcut == Shortcut::pad_channels) memory.extend(stream, last - 1);
     memory.extend(t.shortcut, last);

@@ -16,9 +16,13 @@ ThreadTeam::ThreadTeam(int threads, std::size_t message_bytes)
       members_(std::make_unique<Member[]>(static_cast<std::size_t>(threads))),
       messages_(2 * static_cast<std::size_t>(threads) * message_bytes_) {}
 
-void ThreadTeam::meet(int thread) {
-  const std::uint64_t turn = members_[thread].turn.load(std::memory_order_relaxed) + 1;
-  members_[thread].turn.store(turn, std::memory_order_release);
+void ThreadTeam::publish(int thread) {
+  members_[thread].turn.store(members_[thread].turn.load(std::memory_order_relaxed) + 1,
+                              std::memory_order_release);
+}
+
+void ThreadTeam::wait(int thread) const {
+  const std::uint64_t turn = members_[thread].turn.load(std::memory_order_relaxed);
   for (int other = 0; other < threads_; ++other) {
     for (int spins = 0; members_[other].turn.load(std::memory_order_acquire) < turn; ++spins) {
       if (spins < kSpins) {
