@@ -123,10 +123,6 @@ namespace {
 constexpr int kRegisterBytes = 16;  ///< of the baseline, SSE2
 constexpr int kHalfRegisterBytes = 8;
 
-constexpr bool is_short_row(int bytes) {
-  return bytes == kHalfRegisterBytes || bytes == kRegisterBytes;
-}
-
 inline __m128i load(const std::uint8_t* from) {
   return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
 }
@@ -140,7 +136,7 @@ inline void store_half(std::uint8_t* to, __m128i bytes) {
   _mm_storel_epi64(reinterpret_cast<__m128i*>(to), bytes);
 }
 
-/// Any number of bytes; `value` repeats.
+/// A row of any number of bytes; `value` repeats.
 inline void fill_row(std::uint8_t* to, int row_bytes, __m128i value) {
   for (; row_bytes >= kRegisterBytes; row_bytes -= kRegisterBytes, to += kRegisterBytes) store(to, value);
   if (row_bytes == 0) return;
@@ -149,23 +145,29 @@ inline void fill_row(std::uint8_t* to, int row_bytes, __m128i value) {
   store(bytes, value);
   std::copy(bytes, bytes + row_bytes, to);
 }
+/// The same row of all copies.
+inline void fill_rows(std::uint8_t* to, std::ptrdiff_t copy_stride, int row_bytes, __m128i value) {
+  for (int copy = 0; copy < 3; ++copy, to += copy_stride) fill_row(to, row_bytes, value);
+}
 
-/// Copies 1 and 2 of `rows` rows of 16 bytes, or of 8 bytes, two in a register: a value of `Bytes` bytes
-/// further to the right and to the left. border: the value beside the map, everywhere.
+/// Copies 1 and 2 of rows of 16 bytes, `all` in all: a value of `Bytes` bytes further to the right and to the
+/// left. border: the value beside the map, everywhere.
 template <int Bytes>
-void shift_rows(const std::uint8_t* same, std::uint8_t* left, std::uint8_t* right, int row_bytes, int rows,
-                __m128i border) {
-  const int all = rows * row_bytes;
-  if (row_bytes == kRegisterBytes) {
-    const __m128i first = _mm_srli_si128(border, kRegisterBytes - Bytes);
-    const __m128i last = _mm_slli_si128(border, kRegisterBytes - Bytes);
-    for (int at = 0; at < all; at += kRegisterBytes) {
-      const __m128i row = load(same + at);
-      store(left + at, _mm_or_si128(_mm_slli_si128(row, Bytes), first));
-      store(right + at, _mm_or_si128(_mm_srli_si128(row, Bytes), last));
-    }
-    return;
+inline void shift_whole_registers(const std::uint8_t* same, std::uint8_t* left, std::uint8_t* right, int all,
+                                  __m128i border) {
+  const __m128i first = _mm_srli_si128(border, kRegisterBytes - Bytes);
+  const __m128i last = _mm_slli_si128(border, kRegisterBytes - Bytes);
+  for (int at = 0; at < all; at += kRegisterBytes) {
+    const __m128i row = load(same + at);
+    store(left + at, _mm_or_si128(_mm_slli_si128(row, Bytes), first));
+    store(right + at, _mm_or_si128(_mm_srli_si128(row, Bytes), last));
   }
+}
+
+/// The same for rows of 8 bytes, two in a register.
+template <int Bytes>
+inline void shift_half_registers(const std::uint8_t* same, std::uint8_t* left, std::uint8_t* right, int all,
+                                 __m128i border) {
   const __m128i first = _mm_srli_epi64(border, 64 - 8 * Bytes);
   const __m128i last = _mm_slli_epi64(border, 64 - 8 * Bytes);
   const auto to_left = [&](__m128i row) { return _mm_or_si128(_mm_slli_epi64(row, 8 * Bytes), first); };
@@ -196,32 +198,33 @@ inline __m128i repeated(const Value<Bytes>& value) {
 }
 
 template <int Bytes>
-void copy_columns_of(const ColumnCopies& layout, std::uint8_t* plane, std::ptrdiff_t copy_stride,
-                     int first_row, int last_row, const std::uint8_t* border) {
-  Value<Bytes> beside{};
-  if (border != nullptr) std::memcpy(&beside, border, Bytes);
-  const __m128i everywhere = repeated(beside);
-  const int width = layout.width;
-  const int first = first_row * width;
-  const int last = last_row * width;
-  auto* same = reinterpret_cast<Value<Bytes>*>(plane) + layout.margin();
-  auto* left = reinterpret_cast<Value<Bytes>*>(plane + copy_stride) + layout.margin();
-  auto* right = reinterpret_cast<Value<Bytes>*>(plane + 2 * copy_stride) + layout.margin();
-  if (is_short_row(width * Bytes)) {
-    shift_rows<Bytes>((same + first)->bytes, (left + first)->bytes, (right + first)->bytes, width * Bytes,
-                      last_row - first_row, everywhere);
-  } else if (first < last) {
-    const auto size = static_cast<std::size_t>(last - first - 1) * Bytes;
-    std::memcpy(left + first + 1, same + first, size);
-    std::memcpy(right + first, same + first + 1, size);
-    for (int p = first; p < last; p += width) {
-      left[p] = beside;
-      right[p + width - 1] = beside;
+void copy_columns_of(ColumnCopies layout, std::uint8_t* planes, int groups, std::ptrdiff_t group_stride,
+                     std::ptrdiff_t copy_stride, int first_row, int last_row, const std::uint8_t* border) {
+  const int row_bytes = layout.width * Bytes;
+  const int all = (last_row - first_row) * row_bytes;
+  const bool is_first = first_row == 0;
+  const bool is_last = last_row == layout.height;
+  std::uint8_t* same = planes + std::ptrdiff_t{layout.position(first_row, 0)} * Bytes;
+  for (int group = 0; group < groups; ++group, same += group_stride) {
+    std::uint8_t* const left = same + copy_stride;
+    std::uint8_t* const right = left + copy_stride;
+    Value<Bytes> beside{};
+    if (border != nullptr) std::memcpy(&beside, border + group * Bytes, Bytes);
+    const __m128i everywhere = repeated(beside);
+    if (row_bytes == kRegisterBytes) {
+      shift_whole_registers<Bytes>(same, left, right, all, everywhere);
+    } else if (row_bytes == kHalfRegisterBytes) {
+      shift_half_registers<Bytes>(same, left, right, all, everywhere);
+    } else if (all > 0) {
+      std::memcpy(left + Bytes, same, static_cast<std::size_t>(all - Bytes));
+      std::memcpy(right, same + Bytes, static_cast<std::size_t>(all - Bytes));
+      for (int at = 0; at < all; at += row_bytes) {
+        std::memcpy(left + at, &beside, Bytes);
+        std::memcpy(right + at + row_bytes - Bytes, &beside, Bytes);
+      }
     }
-  }
-  for (Value<Bytes>* copy : {same, left, right}) {
-    if (first_row == 0) fill_row((copy - width)->bytes, width * Bytes, everywhere);
-    if (last_row == layout.height) fill_row((copy + last)->bytes, width * Bytes, everywhere);
+    if (is_first) fill_rows(same - row_bytes, copy_stride, row_bytes, everywhere);
+    if (is_last) fill_rows(same + all, copy_stride, row_bytes, everywhere);
   }
 }
 
@@ -277,8 +280,8 @@ void split_row_plainly(const Value<Bytes>* in, Value<Bytes>* same, Value<Bytes>*
 }
 
 template <int Bytes>
-void copy_phases_of(const ColumnCopies& input, const std::uint8_t* from, const ColumnCopies& output,
-                    std::uint8_t* to, std::ptrdiff_t copy_stride, int first_row, int last_row) {
+void copy_phases_of(ColumnCopies input, const std::uint8_t* from, ColumnCopies output, std::uint8_t* to,
+                    std::ptrdiff_t copy_stride, int first_row, int last_row) {
   const int row_bytes = output.width * Bytes;
   const bool plainly = Bytes == 2 || (row_bytes != kHalfRegisterBytes && row_bytes % kRegisterBytes != 0);
   for (int row = first_row; row < last_row; ++row) {
@@ -287,10 +290,7 @@ void copy_phases_of(const ColumnCopies& input, const std::uint8_t* from, const C
         to + 3 * (row % 2) * copy_stride + std::ptrdiff_t{output.position(row / 2, 0)} * Bytes;
     std::uint8_t* left = same + copy_stride;
     std::uint8_t* right = left + copy_stride;
-    if (row < 2) {
-      for (std::uint8_t* copy : {same, left, right})
-        fill_row(copy - row_bytes, row_bytes, _mm_setzero_si128());
-    }
+    if (row < 2) fill_rows(same - row_bytes, copy_stride, row_bytes, _mm_setzero_si128());
     if constexpr (Bytes != 2) {
       if (!plainly) {
         split_row<Bytes>(in, same, left, right, row_bytes);
@@ -308,13 +308,12 @@ void copy_phases_of(const ColumnCopies& input, const std::uint8_t* from, const C
 void copy_columns(const ColumnCopies& layout, std::uint8_t* planes, int groups, std::ptrdiff_t group_stride,
                   std::ptrdiff_t copy_stride, int bytes, int first_row, int last_row,
                   const std::uint8_t* border) {
-  for (int group = 0; group < groups; ++group) {
-    std::uint8_t* plane = planes + group * group_stride;
-    if (bytes == 1) copy_columns_of<1>(layout, plane, copy_stride, first_row, last_row, border);
-    if (bytes == 2) copy_columns_of<2>(layout, plane, copy_stride, first_row, last_row, border);
-    if (bytes == 4) copy_columns_of<4>(layout, plane, copy_stride, first_row, last_row, border);
-    if (border != nullptr) border += bytes;
-  }
+  if (bytes == 1)
+    copy_columns_of<1>(layout, planes, groups, group_stride, copy_stride, first_row, last_row, border);
+  if (bytes == 2)
+    copy_columns_of<2>(layout, planes, groups, group_stride, copy_stride, first_row, last_row, border);
+  if (bytes == 4)
+    copy_columns_of<4>(layout, planes, groups, group_stride, copy_stride, first_row, last_row, border);
 }
 
 void copy_phases(const ColumnCopies& input, const std::uint8_t* from, const ColumnCopies& output,

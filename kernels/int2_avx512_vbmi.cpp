@@ -244,17 +244,24 @@ inline __attribute__((always_inline)) void accumulate_two_blocks(
   __m512i odd[] = {((void)K, zero)...};
   for (const Run& run : steps) {
     const std::uint8_t* numbers = weights + kBlockChannels * run.weights;
-    const auto look_up = [&](std::size_t k, __m512i index) __attribute__((always_inline)) {
-      const std::uint8_t number =
-          k < kBlockChannels ? numbers[k]
-                             : numbers[block_bytes + static_cast<std::ptrdiff_t>(k) - kBlockChannels];
-      return _mm512_permutexvar_epi8(index, _mm512_load_si512(tables + std::ptrdiff_t{number} * kTableBytes));
+    std::uint32_t number[2];  // of four tables each
+    const auto next_numbers = [&]() __attribute__((always_inline)) {
+      std::memcpy(&number[0], numbers, sizeof number[0]);
+      std::memcpy(&number[1], numbers + block_bytes, sizeof number[1]);
+      numbers += kBlockChannels;
     };
+    const auto look_up = [&](std::size_t k, __m512i index) __attribute__((always_inline)) {
+      const std::uint32_t of = number[k / kBlockChannels];
+      const std::size_t shift = 8 * (k % kBlockChannels);
+      const std::uint32_t offset = (shift == 0 ? of << 6 : of >> (shift - 6)) & (kTables - 1) * kTableBytes;
+      return _mm512_permutexvar_epi8(index, _mm512_load_si512(tables + offset));
+    };
+    next_numbers();
     const std::ptrdiff_t* step = run.first;
     const __m512i first = load(input + *step);
     __m512i narrow[] = {look_up(K, first)...};
     while (++step != run.last) {
-      numbers += kBlockChannels;
+      next_numbers();
       const __m512i index = loaded_once(load(input + *step));
       ((narrow[K] = _mm512_add_epi8(narrow[K], look_up(K, index))), ...);
     }
