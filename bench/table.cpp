@@ -174,8 +174,10 @@ std::vector<std::string> footer_lines(const Report& report) {
       std::string versions;
       for (const auto& [name, version] : row.measured->versions)
         versions += fmt::format(", {} {}", name, version);
-      lines.push_back(
-          fmt::format("{}: measured {} on {}{}.", row.name, row.measured->date, row.measured->cpu, versions));
+      const std::string& of = row.measured->checkpoint;
+      const std::string checkpoint = of.empty() ? "" : ", with the weights of " + of;
+      lines.push_back(fmt::format("{}: measured {} on {}{}{}.", row.name, row.measured->date,
+                                  row.measured->cpu, versions, checkpoint));
     }
     if (!row.note.empty()) lines.push_back(fmt::format("{} ({}): {}.", row.name, row.engine, row.note));
   }
