@@ -17,6 +17,7 @@
 
 #include <array>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <utility>
 
@@ -57,35 +58,20 @@ int proven_run_length(const ConvolutionLayer& layer) {
   const int limit = activation_limit(layer.activation_bits);
   const int steps = taps * groups;
   if (steps > kMaximumSteps) return 0;
-  struct Extremes {
-    int lowest;
-    int highest;
-  };
-  std::vector<Extremes> of_step(static_cast<std::size_t>(steps));
+  std::vector<int> negative(static_cast<std::size_t>(steps));
+  std::vector<int> positive(static_cast<std::size_t>(steps));
   int proven = steps;
   for (int o = 0; o < layer.shape.output_channels; ++o) {
     for (int first = 0; first < kQuad; first += 2) {  // the word's place in the group
       for (int step = 0; step < steps; ++step) {
-        Extremes& extremes = of_step[static_cast<std::size_t>(step)];
-        extremes = {0, 0};
+        int& lowest = negative[static_cast<std::size_t>(step)] = 0;
+        int& highest = positive[static_cast<std::size_t>(step)] = 0;
         for (int i = first; i < first + 2; ++i) {
           const int weight = weight_of(layer, o, step / groups, kQuad * (step % groups) + i);
-          (weight < 0 ? extremes.lowest : extremes.highest) += weight * limit;
+          (weight < 0 ? lowest : highest) += std::abs(weight) * limit;
         }
       }
-      Extremes sum{0, 0};
-      std::size_t begin = 0;
-      for (std::size_t end = 0; end < of_step.size(); ++end) {
-        sum.lowest += of_step[end].lowest;
-        sum.highest += of_step[end].highest;
-        while (sum.lowest < -32768 || sum.highest > 32767) {
-          // begin .. end overflows, so no run may have this length.
-          proven = std::min(proven, static_cast<int>(end - begin));
-          sum.lowest -= of_step[begin].lowest;
-          sum.highest -= of_step[begin].highest;
-          ++begin;
-        }
-      }
+      proven = std::min({proven, longest_run(negative, 32768), longest_run(positive, 32767)});
     }
   }
   return proven;
