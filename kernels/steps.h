@@ -51,6 +51,12 @@ class Steps {
     }
   }
 
+  /// One run of `count` steps whose activations lie `bytes` apart.
+  Steps(int count, std::ptrdiff_t bytes) : count_(1) {
+    for (int i = 0; i < count; ++i) offsets_[i] = i * bytes;
+    runs_[0] = {offsets_, offsets_ + count, 0};
+  }
+
   int count() const { return count_; }
   const Run* begin() const { return runs_; }
   const Run* end() const { return runs_ + count_; }
