@@ -271,8 +271,6 @@ void output_thresholds(const OutputStage& stage, const ConvolutionCall& call, co
   }
 }
 
-enum class Residual { none, unsigned8, signed8 };
-
 /// 8-bit outputs, planar, with or without residual and the next block's 2-bit x. |y| < 2^31 is known.
 template <Residual residual, bool is_signed>
 void output_bytes(const OutputStage& stage, const ConvolutionCall& call, const Block& given) {

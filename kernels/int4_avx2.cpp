@@ -44,6 +44,7 @@ constexpr int kQuad = 4;  ///< input channels of a step
 constexpr int kPartBytes = 32;
 constexpr int kBlockBytes = kParts * kPartBytes;
 constexpr int kFilteredGroups = 16;    ///< of layers that are filtered by lines
+constexpr int kFilteredOutputs = 256;  ///< output channels of layers that are
 constexpr int kFilteredChannels = 16;  ///< output channels that share the loads of a point's V
 constexpr float kLargestSum = 2.0F * 32768.0F * kMaximumSteps;  ///< two words a step, at the very most
 
@@ -107,7 +108,10 @@ bool lines_are_proved(const ConvolutionLayer& layer) {
   const ConvolutionShape& shape = layer.shape;
   const int groups = groups_of(shape);
   const int highest = 2 * activation_limit(layer.activation_bits);
-  if (shape.kernel != kLines || shape.stride != 1 || groups > kFilteredGroups || highest > 255) return false;
+  if (shape.kernel != kLines || shape.stride != 1 || groups > kFilteredGroups ||
+      shape.output_channels > kFilteredOutputs || highest > 255) {
+    return false;
+  }
   for (int o = 0; o < shape.output_channels; ++o) {
     std::int64_t sums[2][2] = {};  // [place of the word in the group][sign]
     for (int tap = 0; tap < kLines * kLines; ++tap) {
@@ -279,17 +283,17 @@ struct Block {
   int half;                                  ///< which 16 of the 32 lanes
   const std::uint32_t* constants = nullptr;  ///< [output channel][2 outputs]: added to points
 
-  /// Sums of channel `channel` + k, position p, 8 lanes, s32.
+  /// Sums of channel `channel` + k, 8 lanes, s32, of position p, or, times 2, of position 2 p + place.
   template <Form form>
-  __m256i sum(int k, int p, int part) const {
+  __m256i sum(int k, int p, [[maybe_unused]] int place, int part) const {
     const __m256i ones = _mm256_set1_epi16(1);
     if constexpr (form == Form::points) {
       const int registers = kPair * (positions / 2) * kParts;
-      const __m256i* m = pairs[k / kPair] + ((k % kPair) * (positions / 2) + p / 2) * kParts + part;
-      const __m256i constant = _mm256_set1_epi32(static_cast<std::int32_t>(constants[2 * k + p % 2]));
+      const __m256i* m = pairs[k / kPair] + ((k % kPair) * (positions / 2) + p) * kParts + part;
+      const __m256i constant = _mm256_set1_epi32(static_cast<std::int32_t>(constants[2 * k + place]));
       const __m256i sum1 = _mm256_add_epi16(constant, m[registers]);
       const __m256i words =
-          p % 2 == 0 ? _mm256_add_epi16(_mm256_add_epi16(sum1, m[2 * registers]), m[0])
+          place == 0 ? _mm256_add_epi16(_mm256_add_epi16(sum1, m[2 * registers]), m[0])
                      : _mm256_sub_epi16(_mm256_sub_epi16(sum1, m[2 * registers]), m[3 * registers]);
       return _mm256_madd_epi16(words, ones);
     }
@@ -305,170 +309,34 @@ struct Block {
   }
 };
 
-/// x at 4 bits from 32 bytes of the stream: how many of 15 ascending thresholds are exceeded, by bisection
-/// with table look-ups.
-class FourBitThresholds {
- public:
-  explicit FourBitThresholds(const std::uint8_t* thresholds) {
-    alignas(32) std::uint8_t flipped[4][16] = {};  // comparisons are signed
-    for (int k = 0; k < 15; ++k) flipped[0][k] = static_cast<std::uint8_t>(thresholds[k] ^ 0x80);
-    for (int k = 0; k < 14; ++k) flipped[1][k] = flipped[0][k + 1];
-    for (int k = 0; k < 12; ++k) flipped[2][k] = flipped[0][k + 3];
-    for (int level = 0; level < 3; ++level) {
-      table_[level] =
-          _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(flipped[level])));
-    }
-    middle_ = _mm256_set1_epi8(static_cast<char>(flipped[0][7]));
-  }
+using Output = void (*)(const OutputStage& stage, const ConvolutionCall& call, const Block& block,
+                        const DerivedInput& derived);
 
-  __m256i derive(__m256i stream) const {
-    const __m256i value = _mm256_xor_si256(stream, _mm256_set1_epi8(-128));
-    // x is known but for its lowest 3, 2, 1, 0 bits; table_[level][x] is the threshold of the next bit.
-    __m256i x = _mm256_and_si256(_mm256_cmpgt_epi8(value, middle_), _mm256_set1_epi8(8));
-    x = _mm256_or_si256(x, _mm256_and_si256(_mm256_cmpgt_epi8(value, _mm256_shuffle_epi8(table_[2], x)),
-                                            _mm256_set1_epi8(4)));
-    x = _mm256_or_si256(x, _mm256_and_si256(_mm256_cmpgt_epi8(value, _mm256_shuffle_epi8(table_[1], x)),
-                                            _mm256_set1_epi8(2)));
-    return _mm256_sub_epi8(x, _mm256_cmpgt_epi8(value, _mm256_shuffle_epi8(table_[0], x)));
-  }
-
- private:
-  __m256i table_[3];  ///< [level][x]: threshold number x + 2^level - 1
-  __m256i middle_;
-};
-
-enum class Residual { none, unsigned8, signed8 };
-
-/// One layout for the output and the residual.
-enum class Layout { quads, planar };
-
-/// Bytes, with or without a residual and the next block's 4-bit x (always quads8). Everything that the stores
-/// could change, as far as the compiler knows, is copied first.
-template <Layout layout, Residual residual, bool is_signed, Form form>
-void output_bytes(const OutputStage& stage, const ConvolutionCall& call, const Block& given) {
-  const Block block = given;
-  const __m256i highest = _mm256_set1_epi8(static_cast<char>(stage.range.highest));
-  // The packs leave, in each half, four lanes of channel 0, four of channel 1, ...
-  const __m256i transpose = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15,  //
-                                             0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  const __m256i join_halves = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-  constexpr std::uint8_t kUnused[15] = {};
-  const bool derives = stage.derived_bits != 0;
-  const FourBitThresholds thresholds(derives ? stage.derived_thresholds : kUnused);
-  const int channels = std::min(kQuad, call.last_channel - block.channel);
-  const int group = block.channel / kQuad;
-  const std::ptrdiff_t first_lane = std::ptrdiff_t{block.half} * kParts * 8;
-  const std::ptrdiff_t output_stride = call.output.position_stride;
-  const std::ptrdiff_t residual_stride = call.residual.position_stride;
-  const std::ptrdiff_t derived_stride = call.derived.position_stride;
-
-  __m256 scale[kQuad];
-  __m256 offset[kQuad];
-  __m256 ratio[kQuad];
-  // Channels that do not exist have scale, offset and ratio 0 and read another's residual.
-  const std::uint8_t* residual_from[kQuad] = {};
-  std::uint8_t* output_to[kQuad] = {};
-  for (int k = 0; k < kQuad; ++k) {
-    scale[k] = _mm256_set1_ps(stage.scale[block.channel + k] * (form == Form::points ? 0.5F : 1.0F));
-    offset[k] = _mm256_broadcast_ss(stage.offset + block.channel + k);
-    ratio[k] = _mm256_set1_ps(k < channels ? stage.residual_ratio : 0.0F);
-    const int existing = block.channel + (k < channels ? k : 0);
-    if constexpr (layout == Layout::planar) {
-      output_to[k] = call.output.at(block.first_position, existing) + first_lane;
-      if constexpr (residual != Residual::none) {
-        residual_from[k] = call.residual.at(block.first_position, existing) + first_lane;
-      }
-    } else {
-      output_to[k] = call.output.at(block.first_position, group) + kQuad * first_lane;
-      if constexpr (residual != Residual::none) {
-        residual_from[k] = call.residual.at(block.first_position, group) + kQuad * first_lane;
-      }
-    }
-  }
-  std::uint8_t* derived_to =
-      derives ? call.derived.at(block.first_position, group) + kQuad * first_lane : nullptr;
-
-  for (int p = 0; p < block.positions; ++p) {
+template <typename Writer, Form form>
+void output_bytes(const OutputStage& stage, const ConvolutionCall& call, const Block& given,
+                  const DerivedInput& derived) {
+  const Block block = given;  // the stores could change the other, as far as the compiler knows
+  const Writer writer(stage, call, block.channel, block.first_position, derived,
+                      form == Form::points ? 2.0F : 1.0F);
+  constexpr int kStep = form == Form::points ? 2 : 1;
+  for (int p = 0; p < block.positions; p += kStep) {
     for (int part = 0; part < kParts; ++part) {
-      const std::ptrdiff_t lanes = layout == Layout::quads ? kQuad * 8 * part : 8 * part;
-      const std::ptrdiff_t output_at = p * output_stride + lanes;
-      const std::ptrdiff_t residual_at = p * residual_stride + lanes;
-      __m256i residuals = _mm256_setzero_si256();
-      if constexpr (residual != Residual::none && layout == Layout::quads) {
-        residuals = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(residual_from[0] + residual_at));
-      }
-      const auto residual_of = [&](int k) __attribute__((always_inline)) {
-        if constexpr (layout == Layout::quads) {
-          const __m256i top = _mm256_slli_epi32(residuals, 24 - 8 * k);
-          return residual == Residual::signed8 ? _mm256_srai_epi32(top, 24) : _mm256_srli_epi32(top, 24);
-        } else {
-          const __m128i bytes =
-              _mm_loadl_epi64(reinterpret_cast<const __m128i*>(residual_from[k] + residual_at));
-          return residual == Residual::signed8 ? _mm256_cvtepi8_epi32(bytes) : _mm256_cvtepu8_epi32(bytes);
-        }
+      const auto write = [&](int place) __attribute__((always_inline)) {
+        writer.write(
+            p + place, block.half * kParts + part, [&](int k) __attribute__((always_inline)) {
+              return block.sum<form>(k, p / kStep, place, part);
+            });
       };
-      const auto quantized = [&](int k) __attribute__((always_inline)) {
-        __m256 y = _mm256_mul_ps(_mm256_cvtepi32_ps(block.sum<form>(k, p, part)), scale[k]);
-        y = _mm256_add_ps(y, offset[k]);
-        if constexpr (residual != Residual::none) {
-          y = _mm256_fmadd_ps(_mm256_cvtepi32_ps(residual_of(k)), ratio[k], y);
-        }
-        return _mm256_cvtps_epi32(y);  // the packs clamp
-      };
-      const __m256i low = _mm256_packs_epi32(quantized(0), quantized(1));
-      const __m256i high = _mm256_packs_epi32(quantized(2), quantized(3));
-      const __m256i packed = is_signed ? _mm256_packs_epi16(low, high)
-                                       : _mm256_min_epu8(_mm256_packus_epi16(low, high), highest);
-      const auto store = [](std::uint8_t* to, __m256i value) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), value);
-      };
-      if constexpr (layout == Layout::quads) {
-        store(output_to[0] + output_at, _mm256_shuffle_epi8(packed, transpose));
-      } else {
-        const __m256i planes = _mm256_permutevar8x32_epi32(packed, join_halves);
-        const __m128i low_planes = _mm256_castsi256_si128(planes);
-        const __m128i high_planes = _mm256_extracti128_si256(planes, 1);
-        const auto store_plane = [&](int k, __m128i plane) {
-          if (k < channels) _mm_storel_epi64(reinterpret_cast<__m128i*>(output_to[k] + output_at), plane);
-        };
-        store_plane(0, low_planes);
-        store_plane(1, _mm_unpackhi_epi64(low_planes, low_planes));
-        store_plane(2, high_planes);
-        store_plane(3, _mm_unpackhi_epi64(high_planes, high_planes));
-      }
-      if (derives) {
-        store(derived_to + p * derived_stride + kQuad * 8 * part,
-              _mm256_shuffle_epi8(thresholds.derive(packed), transpose));
-      }
+      write(0);
+      if constexpr (kStep == 2) write(1);
     }
   }
-}
-
-using Output = void (*)(const OutputStage& stage, const ConvolutionCall& call, const Block& block);
-
-template <Layout layout, Form form>
-Output choose_output(const OutputStage& stage) {
-  if (stage.range.lowest < 0) return output_bytes<layout, Residual::none, true, form>;
-  if (!stage.has_residual()) return output_bytes<layout, Residual::none, false, form>;
-  return stage.residual_signed ? output_bytes<layout, Residual::signed8, false, form>
-                               : output_bytes<layout, Residual::unsigned8, false, form>;
 }
 
 template <Form form>
 Output choose_output(const OutputStage& stage) {
-  return stage.format == kQuads8 ? choose_output<Layout::quads, form>(stage)
-                                 : choose_output<Layout::planar, form>(stage);
-}
-
-/// Whether the output stages of this file may be used, not only the one that all AVX2 kernels share, which
-/// wants 32 lanes at once.
-bool has_own_output(const OutputStage& stage, const ConvolutionCall& call) {
-  return stays_convertible(stage, call, kLargestSum) &&
-         (stage.range.lowest >= 0 ||
-          (stage.range.lowest == -128 && stage.range.highest == 127 && !stage.has_residual())) &&
-         stage.range.highest <= 255 && (!stage.has_residual() || stage.residual_format == stage.format) &&
-         (stage.derived_bits == 0 || (stage.derived_bits == 4 && stage.derived_format == kQuads8)) &&
-         (stage.format == kQuads8 || stage.format == kPlanar8);
+  return choose_byte_writer(stage,
+                            []<typename Writer>(Writer*) -> Output { return output_bytes<Writer, form>; });
 }
 
 /// The two halves of a block's lanes, by the shared output stage.
@@ -478,7 +346,7 @@ void output_any(const OutputStage& stage, const ConvolutionCall& call, const Blo
     __m256i sums[kOutputBlock][kHalves * kParts] = {};
     for (int k = 0; k < kOutputBlock && block.channel + k < call.last_channel; ++k) {
       for (int part = 0; part < kHalves * kParts; ++part) {
-        sums[k][part] = halves[part / kParts].sum<Form::runs>(k, p, part % kParts);
+        sums[k][part] = halves[part / kParts].sum<Form::runs>(k, p, 0, part % kParts);
       }
     }
     write_outputs(stage, call, block.first_position + p, block.channel, sums);
@@ -548,10 +416,22 @@ FilteredWeights filtered_weights(const PackedConvolution& packed, const Lines& l
 
 /// The first positions of a call, an even number, by line filters. output: one of this file's.
 void run_lines(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call,
-               const Lines& lines, int filtered_positions) {
+               const Lines& lines, int filtered_positions, const DerivedInput& derived) {
   const int groups = groups_of(packed.shape);
   const FilteredWeights filtered = filtered_weights(packed, lines);
   const Output output = choose_output<Form::points>(stage);
+  // Words of the lines' constants are added apart: no carry from the lower one.
+  std::uint32_t constants[2 * kFilteredOutputs];
+  for (int i = 0; i < 2 * padded_channels_of(packed.shape); ++i) {
+    std::uint32_t low = 0;
+    std::uint32_t high = 0;
+    for (int line = 0; line < lines.count; ++line) {
+      const auto words = static_cast<std::uint32_t>(filtered.constants[line * filtered.line_constants + i]);
+      low += words & 0xFFFFU;
+      high += words >> 16;
+    }
+    constants[i] = (low & 0xFFFFU) | high << 16;
+  }
   alignas(32) std::uint8_t v[kPoints * kLines * kFilteredGroups * kPositions * kBlockBytes];
   alignas(32) __m256i sums[kFilteredChannels / kPair * kPoints * kPair * kPositions * kParts];
   for (int first = 0, left = filtered_positions / 2; left > 0;) {
@@ -573,19 +453,6 @@ void run_lines(const PackedConvolution& packed, const OutputStage& stage, const 
                 sums + ((channel - chunk) / kPair * kPoints + point) * registers);
           }
         }
-        // Words of the lines' constants are added apart: no carry from the lower one.
-        std::uint32_t constants[kFilteredChannels * 2] = {};
-        for (int i = 0; i < 2 * padded; ++i) {
-          std::uint32_t low = 0;
-          std::uint32_t high = 0;
-          for (int line = 0; line < lines.count; ++line) {
-            const auto words = static_cast<std::uint32_t>(
-                filtered.constants[line * filtered.line_constants + 2 * chunk + i]);
-            low += words & 0xFFFFU;
-            high += words >> 16;
-          }
-          constants[i] = (low & 0xFFFFU) | high << 16;
-        }
         for (int channel = chunk; channel < chunk + padded; channel += kOutputBlock) {
           const __m256i* of_block = sums + (channel - chunk) / kPair * kPoints * registers;
           output(stage, call,
@@ -595,7 +462,8 @@ void run_lines(const PackedConvolution& packed, const OutputStage& stage, const 
                   first,
                   channel,
                   half,
-                  constants + 2 * (channel - chunk)});
+                  constants + 2 * channel},
+                 derived);
         }
       }
     }
@@ -605,13 +473,14 @@ void run_lines(const PackedConvolution& packed, const OutputStage& stage, const 
 }
 
 void run(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call) {
-  const bool own_output = has_own_output(stage, call);
+  const bool own_output = has_byte_form(stage, call, kLargestSum);
+  const DerivedInput derived(stage);
   int filtered = 0;
   if (packed.program[1] != 0 && own_output && call.positions > 1) {
     const Lines lines = lines_of(call);
     if (lines.count > 0) {
       filtered = call.positions / 2 * 2;
-      run_lines(packed, stage, call, lines, filtered);
+      run_lines(packed, stage, call, lines, filtered, derived);
     }
   }
   if (filtered == call.positions) return;
@@ -641,7 +510,7 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
       // Half the lanes at a time, so that the rows under a block stay in the first-level cache.
       for (int half = 0; half < kHalves; ++half) {
         for (int channel = call.first_channel; channel < call.last_channel; channel += kOutputBlock) {
-          output(stage, call, compute(channel, half));
+          output(stage, call, compute(channel, half), derived);
         }
       }
     } else {
