@@ -524,9 +524,12 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
 }
 
 constexpr ConvolutionKernel row(std::string_view name, int weight_bits, int activation_bits) {
-  return {
-      name, InstructionSet::avx2, weight_bits, activation_bits, kLanes, kOutputBlock, kQuads8, supports, pack,
-      run};
+  return {name,        InstructionSet::avx2,
+          weight_bits, activation_bits,
+          kLanes,      kOutputBlock,
+          kQuads8,     supports,
+          pack,        run,
+          kQuads8};
 }
 
 constexpr std::array kRows = {

@@ -206,18 +206,19 @@ class DerivedInput {
 
 enum class Residual { none, unsigned8, signed8 };
 
-/// One layout for the output and the residual.
-enum class Layout { quads, planar };
+/// Of the output and the residual.
+enum class Layout { quads, planar, planar_beside_quads };
 
 /// Whether ByteWriter can write what the stage wants of sums up to `largest_sum` in magnitude.
 inline bool has_byte_form(const OutputStage& stage, const ConvolutionCall& call, float largest_sum) {
   return stays_convertible(stage, call, largest_sum) &&
          (stage.range.lowest >= 0 ||
           (stage.range.lowest == -128 && stage.range.highest == 127 && !stage.has_residual())) &&
-         stage.range.highest <= 255 && (!stage.has_residual() || stage.residual_format == stage.format) &&
+         stage.range.highest <= 255 && (stage.format == kQuads8 || stage.format == kPlanar8) &&
+         (!stage.has_residual() || stage.residual_format == kQuads8 ||
+          stage.residual_format == stage.format) &&
          (stage.derived_bits == 0 || (stage.derived_bits == 4 && stage.derived_format == kQuads8) ||
-          (stage.derived_bits == 2 && stage.derived_format == kIndex2)) &&
-         (stage.format == kQuads8 || stage.format == kPlanar8);
+          (stage.derived_bits == 2 && stage.derived_format == kIndex2));
 }
 
 /// Writes bytes of four output channels, eight lanes at a time, with or without a residual and the next
@@ -225,6 +226,9 @@ inline bool has_byte_form(const OutputStage& stage, const ConvolutionCall& call,
 /// compiler knows, is copied first.
 template <Layout layout, Residual residual, bool is_signed>
 class ByteWriter {
+  static constexpr bool kQuadOutput = layout == Layout::quads;
+  static constexpr bool kQuadResidual = layout != Layout::planar;
+
  public:
   /// Sums are `times` what they should be, a power of two. `derived` must outlive this.
   ByteWriter(const OutputStage& stage, const ConvolutionCall& call, int channel, std::ptrdiff_t position,
@@ -240,11 +244,12 @@ class ByteWriter {
       scale_[k] = _mm256_set1_ps(stage.scale[channel + k] / times);
       offset_[k] = _mm256_broadcast_ss(stage.offset + channel + k);
       // Channels that do not exist have scale, offset and ratio 0 and read another's residual.
-      ratio_[k] = _mm256_set1_ps(k < channels_ ? stage.residual_ratio : 0.0F);
+      ratio_[k] = _mm256_set1_ps(k < channels_ ? stage.residual_ratio * kResidualUnit : 0.0F);
       const int existing = channel + (k < channels_ ? k : 0);
-      const int group = layout == Layout::planar ? existing : channel / 4;
-      output_[k] = call.output.at(position, group);
-      if constexpr (residual != Residual::none) residual_[k] = call.residual.at(position, group);
+      output_[k] = call.output.at(position, kQuadOutput ? channel / 4 : existing);
+      if constexpr (residual != Residual::none) {
+        residual_[k] = call.residual.at(position, kQuadResidual ? channel / 4 : existing);
+      }
     }
     if (derived.bits() != 0) derived_to_ = call.derived.at(position, channel / stage.derived_format.channels);
   }
@@ -256,16 +261,16 @@ class ByteWriter {
     // The packs leave, in each half, four lanes of channel 0, four of channel 1, ...
     const __m256i transpose = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15,  //
                                                0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const std::ptrdiff_t lanes = layout == Layout::quads ? 32 * part : 8 * part;
-    const std::ptrdiff_t residual_at = position * residual_stride_ + lanes;
+    const std::ptrdiff_t lanes = kQuadOutput ? 32 * part : 8 * part;
+    const std::ptrdiff_t residual_at = position * residual_stride_ + (kQuadResidual ? 32 * part : 8 * part);
     __m256i residuals = _mm256_setzero_si256();
-    if constexpr (residual != Residual::none && layout == Layout::quads) {
+    if constexpr (residual != Residual::none && kQuadResidual) {
       residuals = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(residual_[0] + residual_at));
     }
     const auto residual_of = [&](int k) __attribute__((always_inline)) {
-      if constexpr (layout == Layout::quads) {
-        const __m256i top = _mm256_slli_epi32(residuals, 24 - 8 * k);
-        return residual == Residual::signed8 ? _mm256_srai_epi32(top, 24) : _mm256_srli_epi32(top, 24);
+      if constexpr (kQuadResidual) {
+        // Unsigned bytes move to the lowest byte of their dwords, signed ones to the highest.
+        return _mm256_shuffle_epi8(residuals, residual_bytes(k));
       } else {
         const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(residual_[k] + residual_at));
         return residual == Residual::signed8 ? _mm256_cvtepi8_epi32(bytes) : _mm256_cvtepu8_epi32(bytes);
@@ -283,7 +288,7 @@ class ByteWriter {
     const __m256i high = _mm256_packs_epi32(quantized(2), quantized(3));
     const __m256i packed =
         is_signed ? _mm256_packs_epi16(low, high) : _mm256_min_epu8(_mm256_packus_epi16(low, high), highest_);
-    if constexpr (layout == Layout::quads) {
+    if constexpr (kQuadOutput) {
       store(output_[0] + position * output_stride_ + lanes, _mm256_shuffle_epi8(packed, transpose));
     } else {
       const __m256i planes = join_halves(packed);
@@ -311,6 +316,21 @@ class ByteWriter {
   }
 
  private:
+  /// What a residual is multiplied with beside the ratio, exactly: signed bytes of quads are converted from
+  /// the top of their dwords.
+  static constexpr float kResidualUnit =
+      kQuadResidual && residual == Residual::signed8 ? 1.0F / (1 << 24) : 1.0F;
+
+  /// Moves byte k of each dword to the bottom, or signed ones to the top; the others become zero.
+  static __m256i residual_bytes(int k) {
+    const auto mask = [&](int dword) {
+      const int byte = 4 * dword + k;
+      return residual == Residual::signed8 ? byte << 24 | 0x808080 : static_cast<int>(0x80808000U) | byte;
+    };
+    const int masks[4] = {mask(0), mask(1), mask(2), mask(3)};
+    return _mm256_setr_epi32(masks[0], masks[1], masks[2], masks[3], masks[0], masks[1], masks[2], masks[3]);
+  }
+
   static void store(std::uint8_t* to, __m256i value) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), value);
   }
@@ -347,8 +367,9 @@ auto choose_byte_writer(const OutputStage& stage, Choose choose) {
 
 template <typename Choose>
 auto choose_byte_writer(const OutputStage& stage, Choose choose) {
-  return stage.format == kQuads8 ? choose_byte_writer<Layout::quads>(stage, choose)
-                                 : choose_byte_writer<Layout::planar>(stage, choose);
+  if (stage.format == kQuads8) return choose_byte_writer<Layout::quads>(stage, choose);
+  return stage.residual_format == kQuads8 ? choose_byte_writer<Layout::planar_beside_quads>(stage, choose)
+                                          : choose_byte_writer<Layout::planar>(stage, choose);
 }
 
 }  // namespace
