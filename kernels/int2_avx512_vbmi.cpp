@@ -101,16 +101,7 @@ int proven_run_length(const ConvolutionLayer& layer) {
       total += ranges[static_cast<std::size_t>(step)];
     }
     if (total > 32767) return 0;
-    int sum = 0;
-    std::size_t begin = 0;
-    for (std::size_t end = 0; end < ranges.size(); ++end) {
-      sum += ranges[end];
-      while (sum > 255) {
-        // begin .. end overflows, so no run may have this length.
-        proven = std::min(proven, static_cast<int>(end - begin));
-        sum -= ranges[begin++];
-      }
-    }
+    proven = std::min(proven, longest_run(ranges, 255));
   }
   return proven;
 }
