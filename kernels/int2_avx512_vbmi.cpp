@@ -153,6 +153,8 @@ struct Channel {
   std::uint32_t start_words;  ///< 257 times this modulo 2^16: whole words are even lanes + 256 * odd lanes
   std::uint32_t lower;        ///< thresholds 1 and 3 minus threshold 2, in bytes or words
   std::uint32_t upper;
+  std::uint32_t unit;  ///< one of this channel in an index3 group, in bytes
+  int completes;       ///< the group whose last channel it is, or -1
 };
 
 constexpr std::uint32_t in_words(int value) {
@@ -177,7 +179,7 @@ struct Block {
   int channel;  ///< first of the four
 };
 
-/// Adds up a block and gives the sums of channel k, position p to finish(k, p, words, odd), modulo 2^16: of
+/// Adds up a block and gives the sums of each channel k to finish(k, words, odd), [position], modulo 2^16: of
 /// all runs as words, which are even lanes + 256 * odd lanes, and of their upper bytes, the odd lanes.
 template <typename Finish, std::size_t... P>
 inline __attribute__((always_inline)) void accumulate(std::index_sequence<P...>, const Block& block,
@@ -253,10 +255,10 @@ inline __attribute__((always_inline)) void accumulate(std::index_sequence<P...>,
     };
     (widen(P), ...);
   }
-  (finish(0, P, words0[P], odd0[P]), ...);
-  (finish(1, P, words1[P], odd1[P]), ...);
-  (finish(2, P, words2[P], odd2[P]), ...);
-  (finish(3, P, words3[P], odd3[P]), ...);
+  finish(0, words0, odd0);
+  finish(1, words1, odd1);
+  finish(2, words2, odd2);
+  finish(3, words3, odd3);
 }
 
 /// The even lanes' sums.
@@ -270,12 +272,18 @@ inline __m512i interleaved(__m512i packed) {
   return _mm512_shuffle_epi8(packed, _mm512_set4_epi32(0x0F070E06, 0x0D050C04, 0x0B030A02, 0x09010800));
 }
 
+/// Whether derived values go into index3 bytes at once.
+inline bool derives_index(const OutputStage& stage) {
+  return stage.derived_bits == 2 && stage.derived_format == kIndex3;
+}
+
 /// Everything that a call's blocks share.
 struct Context {
   const OutputStage& stage;
   const ConvolutionCall& call;
   ByteTile& tile;
   ByteTile& derived_tile;
+  const std::uint8_t* derived_thresholds;  ///< [3][64]: where derives_index(), each in all lanes
   std::uint8_t* open;  ///< [positions][64]: index3 bytes whose group goes on in the next block of channels
 };
 
@@ -285,36 +293,34 @@ template <bool is_packed>
 class IndexWriter {
  public:
   IndexWriter(const OutputView& view, const Context& context, const Block& block)
-      : view_(view),
-        open_(context.open),
-        first_position_(block.first_position),
-        channel_(block.channel),
-        last_channel_(context.call.last_channel),
-        phase_(block.channel % kGroup) {
+      : view_(view), open_(context.open), first_position_(block.first_position) {
+    const bool begins = block.channel % kGroup == 0;
     for (std::size_t p = 0; p < kPositions; ++p) {
-      index_[p] = phase_ == 0 ? _mm512_setzero_si512() : load(open_ + p * kTableBytes);
+      index_[p] = begins ? _mm512_setzero_si512() : load(open_ + p * kTableBytes);
     }
   }
 
-  /// Channel k of the block: how many of three thresholds each lane exceeds.
-  __attribute__((always_inline)) void add(int k, std::size_t p, __mmask64 one, __mmask64 two,
+  /// How many of three thresholds each lane exceeds. unit: everywhere(Channel::unit).
+  __attribute__((always_inline)) void add(std::size_t p, __m512i unit, __mmask64 one, __mmask64 two,
                                           __mmask64 three) {
-    static constexpr std::uint32_t kUnits[] = {0x01010101, 0x04040404, 0x10101010,
-                                               0x01010101, 0x04040404, 0x10101010};
-    const __m512i unit = everywhere(kUnits[phase_ + k]);
-    __m512i index = index_[p];
-    index = _mm512_mask_add_epi8(index, one, index, unit);
-    index = _mm512_mask_add_epi8(index, two, index, unit);
-    index = _mm512_mask_add_epi8(index, three, index, unit);
-    index_[p] = index;
-    const int channel = channel_ + k;
-    if (channel >= last_channel_) return;
-    if ((phase_ + k) % kGroup == kGroup - 1 || channel + 1 == last_channel_) {
-      store(view_.at(first_position_ + static_cast<int>(p), channel / kGroup),
-            is_packed ? interleaved(index) : index);
-      index_[p] = _mm512_setzero_si512();
+    index_[p] = _mm512_mask_add_epi8(index_[p], one, index_[p], unit);
+    index_[p] = _mm512_mask_add_epi8(index_[p], two, index_[p], unit);
+    index_[p] = _mm512_mask_add_epi8(index_[p], three, index_[p], unit);
+  }
+
+  /// After the values of channel k of the block.
+  template <std::size_t Positions>
+  __attribute__((always_inline)) void close(const Channel& channel, int k) {
+    if (channel.completes >= 0) {
+#pragma GCC unroll 2
+      for (std::size_t p = 0; p < Positions; ++p) {
+        store(view_.at(first_position_ + static_cast<int>(p), channel.completes),
+              is_packed ? interleaved(index_[p]) : index_[p]);
+        index_[p] = _mm512_setzero_si512();
+      }
     } else if (k == kBlockChannels - 1) {
-      store(open_ + p * kTableBytes, index);
+#pragma GCC unroll 2
+      for (std::size_t p = 0; p < Positions; ++p) store(open_ + p * kTableBytes, index_[p]);
     }
   }
 
@@ -322,9 +328,6 @@ class IndexWriter {
   OutputView view_;
   std::uint8_t* open_;
   int first_position_;
-  int channel_;
-  int last_channel_;
-  int phase_;  ///< of the block's first channel in its group
   __m512i index_[kPositions];
 };
 
@@ -337,25 +340,36 @@ struct IndexThresholds {
   IndexThresholds(const Context& context, const Block& block)
       : channels(block.channels), writer(context.call.output, context, block) {}
 
-  __attribute__((always_inline)) void operator()(int k, std::size_t p, __m512i words, __m512i odd) {
-    const __m512i above = _mm512_packs_epi16(even_of(words, odd), odd);
-    writer.add(k, p, _mm512_cmpgt_epi8_mask(above, everywhere(channels[k].lower)),
-               _mm512_cmpgt_epi8_mask(above, _mm512_setzero_si512()),
-               _mm512_cmpgt_epi8_mask(above, everywhere(channels[k].upper)));
+  template <std::size_t Positions>
+  __attribute__((always_inline)) void operator()(int k, const __m512i (&words)[Positions],
+                                                 const __m512i (&odd)[Positions]) {
+    const __m512i lower = loaded_once(everywhere(channels[k].lower));
+    const __m512i upper = loaded_once(everywhere(channels[k].upper));
+    const __m512i unit = loaded_once(everywhere(channels[k].unit));
+#pragma GCC unroll 2
+    for (std::size_t p = 0; p < Positions; ++p) {
+      const __m512i above = _mm512_packs_epi16(even_of(words[p], odd[p]), odd[p]);
+      writer.add(p, unit, _mm512_cmpgt_epi8_mask(above, lower),
+                 _mm512_cmpgt_epi8_mask(above, _mm512_setzero_si512()), _mm512_cmpgt_epi8_mask(above, upper));
+    }
+    writer.close<Positions>(channels[k], k);
   }
 };
 
 /// The same for any thresholds and formats, one byte each.
 struct ThresholdBytes {
-  static __m512i of(const OutputStage&, const ConvolutionCall&, const Block& block, int k, std::size_t,
-                    __m512i words, __m512i odd) {
+  __m512i thresholds[3];
+
+  ThresholdBytes(const OutputStage&, const Channel& channel, int)
+      : thresholds{everywhere(channel.lower), _mm512_setzero_si512(), everywhere(channel.upper)} {}
+
+  __m512i operator()(const std::uint8_t*, __m512i words, __m512i odd) const {
     const __m512i even = even_of(words, odd);
     const __m512i even_one = _mm512_set1_epi16(1);
     const __m512i odd_one = _mm512_set1_epi16(256);
     __m512i even_bytes = _mm512_setzero_si512();
     __m512i odd_bytes = _mm512_setzero_si512();
-    for (const std::uint32_t value : {block.channels[k].lower, 0U, block.channels[k].upper}) {
-      const __m512i threshold = everywhere(value);
+    for (const __m512i& threshold : thresholds) {
       const __mmask32 even_above = _mm512_cmpgt_epi16_mask(even, threshold);
       const __mmask32 odd_above = _mm512_cmpgt_epi16_mask(odd, threshold);
       even_bytes = _mm512_mask_add_epi16(even_bytes, even_above, even_bytes, even_one);
@@ -370,18 +384,26 @@ enum class Residual { none, unsigned8, signed8 };
 /// 8-bit outputs with or without a planar residual, of sums that start from 2^15 more. |y| < 2^31 is known.
 template <Residual residual, bool is_signed>
 struct Requantized {
-  static __m512i of(const OutputStage& stage, const ConvolutionCall& call, const Block& block, int k,
-                    std::size_t p, __m512i words, __m512i odd) {
+  __m512 scale;
+  __m512 offset;
+  __m512 ratio;
+  __m512i highest;
+
+  Requantized(const OutputStage& stage, const Channel&, int channel)
+      : scale(_mm512_set1_ps(stage.scale[channel])),
+        offset(_mm512_set1_ps(stage.offset[channel])),
+        ratio(_mm512_set1_ps(stage.residual_ratio)),
+        highest(_mm512_set1_epi8(static_cast<char>(stage.range.highest))) {}
+
+  /// residual_bytes: 64 lanes of this channel and position.
+  __attribute__((always_inline)) __m512i operator()(const std::uint8_t* residual_bytes, __m512i words,
+                                                    __m512i odd) const {
     // A 16-bit word u above 0x4B00 is the float 2^23 + u, so one subtraction gives u plus any exact integer.
     const __m512i exponent = _mm512_set1_epi16(0x4B00);
     const __m512 bias = _mm512_set1_ps(8388608.0F + 32768.0F);
-    const int channel = block.channel + k;
-    const __m512 scale = _mm512_set1_ps(stage.scale[channel]);
-    const __m512 offset = _mm512_set1_ps(stage.offset[channel]);
-    const __m512 ratio = _mm512_set1_ps(stage.residual_ratio);
     __m512i residuals = _mm512_setzero_si512();
     if constexpr (residual != Residual::none) {
-      residuals = loaded_once(load(call.residual.at(block.first_position + static_cast<int>(p), channel)));
+      residuals = loaded_once(load(residual_bytes));
       if constexpr (residual == Residual::signed8) {
         residuals = _mm512_xor_si512(residuals, _mm512_set1_epi8(-128));
       }
@@ -408,15 +430,9 @@ struct Requantized {
     const __m512i odd_words = _mm512_packs_epi32(quantized(_mm512_unpacklo_epi16(odd, exponent), 1),
                                                  quantized(_mm512_unpackhi_epi16(odd, exponent), 9));
     if constexpr (is_signed) return interleaved(_mm512_packs_epi16(even_words, odd_words));
-    return _mm512_min_epu8(interleaved(_mm512_packus_epi16(even_words, odd_words)),
-                           _mm512_set1_epi8(static_cast<char>(stage.range.highest)));
+    return _mm512_min_epu8(interleaved(_mm512_packus_epi16(even_words, odd_words)), highest);
   }
 };
-
-/// Whether derived values go into index3 bytes at once.
-inline bool derives_index(const OutputStage& stage) {
-  return stage.derived_bits == 2 && stage.derived_format == kIndex3;
-}
 
 /// Planar bytes are stored at once, the others collected in a tile. Derived values go into index3 bytes, or
 /// through a tile too.
@@ -440,21 +456,34 @@ struct ByteOutput {
         is_index(derives_index(stage)),
         writer(call.derived, context, block) {}
 
-  __attribute__((always_inline)) void operator()(int k, std::size_t p, __m512i words, __m512i odd) {
+  template <std::size_t Positions>
+  __attribute__((always_inline)) void operator()(int k, const __m512i (&words)[Positions],
+                                                 const __m512i (&odd)[Positions]) {
     const int channel = block.channel + k;
     if (channel >= call.last_channel) return;
-    const int position = block.first_position + static_cast<int>(p);
     const int tile_channel = channel % kTileChannels;
-    const __m512i bytes = Bytes::of(stage, call, block, k, p, words, odd);
-    store(is_planar ? call.output.at(position, channel) : context.tile.bytes[tile_channel][p], bytes);
+    const Bytes bytes_of(stage, block.channels[k], channel);
+    __m512i bytes[Positions];
+#pragma GCC unroll 2
+    for (std::size_t p = 0; p < Positions; ++p) {
+      const int position = block.first_position + static_cast<int>(p);
+      bytes[p] = bytes_of(call.residual.at(position, channel), words[p], odd[p]);
+      store(is_planar ? call.output.at(position, channel) : context.tile.bytes[tile_channel][p], bytes[p]);
+    }
     if (is_index) {
-      const auto above = [&](int t) __attribute__((always_inline)) {
-        return _mm512_cmpgt_epu8_mask(bytes,
-                                      _mm512_set1_epi8(static_cast<char>(stage.derived_thresholds[t])));
-      };
-      writer.add(k, p, above(0), above(1), above(2));
+      const __m512i unit = loaded_once(everywhere(block.channels[k].unit));
+#pragma GCC unroll 2
+      for (std::size_t p = 0; p < Positions; ++p) {
+        const auto above = [&](int t) __attribute__((always_inline)) {
+          return _mm512_cmpgt_epu8_mask(bytes[p], load(context.derived_thresholds + t * kLanes));
+        };
+        writer.add(p, unit, above(0), above(1), above(2));
+      }
+      writer.close<Positions>(block.channels[k], k);
     } else if (stage.derived_bits != 0) {
-      store(context.derived_tile.bytes[tile_channel][p], derive(bytes, stage));
+      for (std::size_t p = 0; p < Positions; ++p) {
+        store(context.derived_tile.bytes[tile_channel][p], derive(bytes[p], stage));
+      }
     }
   }
 };
@@ -467,15 +496,18 @@ struct PlainOutput {
 
   PlainOutput(const Context& given, const Block& given_block) : context(given), block(given_block) {}
 
-  void operator()(int k, std::size_t p, __m512i words, __m512i odd) {
-    alignas(64) std::uint16_t lanes[2][kLanes / 2];
-    _mm512_store_si512(lanes[0], even_of(words, odd));
-    _mm512_store_si512(lanes[1], odd);
-    for (int lane = 0; lane < kLanes; ++lane) sums[p][k][lane] = lanes[lane % 2][lane / 2] - 32768;
-    if (k < kBlockChannels - 1) return;
+  template <std::size_t Positions>
+  void operator()(int k, const __m512i (&words)[Positions], const __m512i (&odd)[Positions]) {
     const int channels = std::min(kBlockChannels, context.call.last_channel - block.channel);
-    write_plainly(context.stage, context.call, block.first_position + static_cast<int>(p), block.channel,
-                  channels, sums[p]);
+    for (std::size_t p = 0; p < Positions; ++p) {
+      alignas(64) std::uint16_t lanes[2][kLanes / 2];
+      _mm512_store_si512(lanes[0], even_of(words[p], odd[p]));
+      _mm512_store_si512(lanes[1], odd[p]);
+      for (int lane = 0; lane < kLanes; ++lane) sums[p][k][lane] = lanes[lane % 2][lane / 2] - 32768;
+      if (k < kBlockChannels - 1) continue;
+      write_plainly(context.stage, context.call, block.first_position + static_cast<int>(p), block.channel,
+                    channels, sums[p]);
+    }
   }
 };
 
@@ -521,7 +553,7 @@ Way choose_way(const OutputStage& stage, const ConvolutionCall& call) {
 
 /// What `count` output channels from `first` need, given the sums of their tables' minima: sum + start in
 /// words. Returns whether thresholds 1 and 3 are in bytes, which they are wherever they fit.
-bool prepare_channels(const OutputStage& stage, bool uses_thresholds, int first, int count,
+bool prepare_channels(const OutputStage& stage, bool uses_thresholds, int first, int count, int last_channel,
                       const std::int32_t* minimum, Channel* channels) {
   bool fits_bytes = uses_thresholds && stage.format == kIndex3 && stage.derived_bits == 0;
   int lower[kChunk + kBlockChannels] = {};
@@ -545,6 +577,11 @@ bool prepare_channels(const OutputStage& stage, bool uses_thresholds, int first,
   for (int k = 0; k < count; ++k) {
     channels[k].lower = fits_bytes ? in_bytes(lower[k]) : in_words(lower[k]);
     channels[k].upper = fits_bytes ? in_bytes(upper[k]) : in_words(upper[k]);
+    const int channel = first + k;
+    const bool completes =
+        channel < last_channel && (channel % kGroup == kGroup - 1 || channel + 1 == last_channel);
+    channels[k].unit = in_bytes(1 << (2 * (channel % kGroup)));
+    channels[k].completes = completes ? channel / kGroup : -1;
   }
   return fits_bytes;
 }
@@ -563,7 +600,11 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
   ByteTile tile;
   ByteTile derived_tile;
   alignas(64) std::uint8_t open[kPositions * kLanes];
-  const Context context{stage, call, tile, derived_tile, open};
+  alignas(64) std::uint8_t derived_thresholds[3][kLanes];
+  for (int t = 0; t < 3 && derives_index(stage); ++t) {
+    std::memset(derived_thresholds[t], stage.derived_thresholds[t], kLanes);
+  }
+  const Context context{stage, call, tile, derived_tile, derived_thresholds[0], open};
   for (int chunk = call.first_channel; chunk < call.last_channel; chunk += kChunk) {
     const int chunk_end = std::min(chunk + kChunk, call.last_channel);
     const int count = std::min(kChunk, padded - chunk);
@@ -573,7 +614,8 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
       for (int k = 0; k < count; ++k) minimum[k] += of_tap[k];
     }
     Channel channels[kChunk];
-    const bool in_bytes = prepare_channels(stage, way.uses_thresholds, chunk, count, minimum, channels);
+    const bool in_bytes =
+        prepare_channels(stage, way.uses_thresholds, chunk, count, call.last_channel, minimum, channels);
     const Computes& computes = in_bytes ? kComputes<IndexThresholds> : way.computes;
     for (int first = 0, left = call.positions; left > 0;) {
       const int positions = left / ((left + kPositions - 1) / kPositions);
