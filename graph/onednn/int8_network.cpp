@@ -11,6 +11,7 @@
 
 #include "graph/network/error.h"
 #include "graph/network/factors.h"
+#include "graph/network/spin_barrier.h"
 #include "graph/onednn/own_convolution.h"
 #include "graph/onednn/primitives.h"
 #include "kernels/features.h"
@@ -24,8 +25,10 @@
 //
 //   group of 16 images:  32x32 x 16: 4 tiles of 4    16x16 x 32: 2 tiles of 8    8x8 x 64: 1 tile of 16
 //
-// A group that is not full, and a batch of one, run on primitives for one image; those of a batch of one use
-// all threads.
+// The images of a group that is not full run on primitives for one image. A batch of one has the rows of each
+// layer's output divided among the threads, each with a primitive for its rows:
+//
+//   2 threads, 3x3 on 32x32:   rows 0..15 from rows 0..16 of the input,   rows 16..31 from rows 15..31
 //
 // What a primitive computes is numbers.md's formula and nothing else: the weights' scale is S, the bias is B,
 // the sum post-op's scale is s_r / s_out, the residual is read where the output goes, and the saturation to
@@ -46,21 +49,55 @@ std::size_t index(int value) {
   return static_cast<std::size_t>(value);
 }
 
-enum class Form { tile, image, all_threads };
+enum class Form { tile, image };
 
-/// A convolution's primitive for one number of images and threads.
+/// Weights in the layout of one or more primitives.
+struct WeightCopy {
+  memory::desc layout;
+  AlignedBuffer<std::byte> values;
+};
+
+/// A convolution's primitive for one number of images or rows, always for one thread.
 struct Variant {
   SharedPrimitive primitive;
-  std::shared_ptr<AlignedBuffer<std::byte>> weight;  // in this primitive's layout; variants share where equal
-  memory::desc weight_layout;
+  std::string implementation;
+  const std::byte* weight = nullptr;
+};
+
+/// One thread's rows of an image.
+struct RowsVariant {
+  Variant variant;
+  std::size_t input_offset, output_offset;  // of its first rows
 };
 
 struct Layer {
   Convolution shape;                // of what is computed: the first one reads the bordered image
-  std::array<Variant, 3> variants;  // by Form; empty where our own kernel runs
+  std::array<Variant, 2> variants;  // by Form; empty where our own kernel runs
+  std::vector<RowsVariant> rows;    // by thread; fewer where the output has fewer rows
+  std::vector<std::unique_ptr<WeightCopy>> weights;
   AlignedBuffer<float> scale, offset;
 
   std::unique_ptr<OwnConvolution> own;  // instead of the variants where oneDNN would saturate
+};
+
+/// The threads of one image. None passes a step before all have finished it.
+struct Team {
+  SpinBarrier barrier;
+  std::atomic<bool> failed{false};
+  std::exception_ptr failure;
+
+  template <typename Body>
+  void step(const Body& body) {
+    // No exception may leave a parallel region; after one, threads only pass the barriers.
+    if (!failed.load(std::memory_order_relaxed)) {
+      try {
+        body();
+      } catch (...) {
+        if (!failed.exchange(true)) failure = std::current_exception();
+      }
+    }
+    barrier.wait(omp_get_num_threads());
+  }
 };
 
 /// Consecutive blocks whose outputs have one resolution.
@@ -171,17 +208,23 @@ struct Int8Network::Implementation {
 
   void make_layer(std::size_t number, const LayerFactors& factors, Residual residual, float ratio,
                   bool is_signed, UnprovedLayers unproved);
-  void make_variant(Layer& layer, Form form, int images, int threads, const QuantizedLayer& quantized,
-                    const dnnl::primitive_attr& attributes, bool is_signed);
+  Variant make_variant(Layer& layer, const OnednnConvolution& geometry, int threads,
+                       const QuantizedLayer& quantized, const dnnl::primitive_attr& attributes,
+                       bool is_signed);
+  const std::byte* weight_in(Layer& layer, const memory::desc& layout, const QuantizedLayer& quantized);
 
-  void run_group(int thread, const std::uint8_t* pixels, int count, float* logits, bool all_threads);
-  void run_first(int thread, Form form, const std::uint8_t* pixels, int images, std::uint8_t* x);
+  void run_group(int thread, const std::uint8_t* pixels, int count, float* logits);
+  void run_image(const std::uint8_t* pixels, float* logits);
+  void run_rows(Team& team, int thread, const std::uint8_t* pixels, float* logits);
+  void add_border(int thread, const std::uint8_t* pixels, int images);
+  void convolve_rows(int number, Team& team, int thread, const std::uint8_t* x, std::uint8_t* y);
+  void execute(const Layer& layer, const Variant& variant, int memories, int thread, const std::uint8_t* x,
+               std::uint8_t* y);
   void run_stage(const Stage& stage, int thread, Form form, int images, const std::uint8_t* from,
                  std::uint8_t* to);
   void convolve(int number, int thread, Form form, int images, const std::uint8_t* x, std::uint8_t* y);
   void convolve_own(const Layer& layer, int thread, int images, const std::uint8_t* x, std::uint8_t* y);
-  void pad_shortcut(const Block& block, int thread, int images, const std::uint8_t* x,
-                    std::uint8_t* shortcut);
+  void pad_shortcut(const Block& block, int images, const std::uint8_t* x, std::uint8_t* shortcut);
   void classify(int thread, int images, const std::uint8_t* x, float* logits);
   void mark(int thread, std::size_t step);
 
@@ -279,54 +322,70 @@ void Int8Network::Implementation::make_layer(std::size_t number, const LayerFact
     after.append_sum(ratio, 0, residual == Residual::projection ? Type::s8 : Type::u8);
     attributes.set_post_ops(after);
   }
-  {
-    const SingleThreadedCreation single;
-    make_variant(layer, Form::tile, tile_images(layer.shape), 1, quantized, attributes, is_signed);
-    make_variant(layer, Form::image, 1, 1, quantized, attributes, is_signed);
+  const SingleThreadedCreation single;
+  const auto make = [&](const OnednnConvolution& geometry, int threads) {
+    return make_variant(layer, geometry, threads, quantized, attributes, is_signed);
+  };
+  layer.variants = {make({layer.shape, tile_images(layer.shape), Type::u8}, threads_),
+                    make({layer.shape, 1, Type::u8}, threads_)};
+  implementations.push_back(layer.shape.name + " " + layer.variants[0].implementation);
+  const int parts = std::min(threads_, layer.shape.output_height());
+  for (int part = 0; part < parts; ++part) {
+    const int first = part * layer.shape.output_height() / parts;
+    const int end = (part + 1) * layer.shape.output_height() / parts;
+    OnednnConvolution geometry(layer.shape, 1, Type::u8);
+    const int first_input = geometry.take_rows(layer.shape, first, end);
+    layer.rows.push_back({make(geometry, 1),
+                          index(first_input * layer.shape.input_width * layer.shape.input_channels),
+                          index(first * layer.shape.output_width() * layer.shape.output_channels)});
   }
-  make_variant(layer, Form::all_threads, 1, threads_, quantized, attributes, is_signed);
 }
 
-void Int8Network::Implementation::make_variant(Layer& layer, Form form, int images, int threads,
-                                               const QuantizedLayer& quantized,
-                                               const dnnl::primitive_attr& attributes, bool is_signed) {
+Variant Int8Network::Implementation::make_variant(Layer& layer, const OnednnConvolution& geometry,
+                                                  int threads, const QuantizedLayer& quantized,
+                                                  const dnnl::primitive_attr& attributes, bool is_signed) {
   using namespace dnnl;
-  const Convolution& shape = layer.shape;
-  const OnednnConvolution geometry(shape, images, Type::u8);
   const memory::desc weight(geometry.weight_dims, Type::s8, Tag::any);
-  const memory::desc bias({shape.output_channels}, Type::f32, Tag::a);
+  const memory::desc bias({layer.shape.output_channels}, Type::f32, Tag::a);
   const memory::desc destination(geometry.destination.get_dims(), is_signed ? Type::s8 : Type::u8, Tag::nhwc);
   const convolution_forward::primitive_desc description(
       cpu_engine(), prop_kind::forward_inference, algorithm::convolution_direct, geometry.source, weight,
       bias, destination, geometry.strides, geometry.padding_before, geometry.padding_after, attributes);
-  Variant& variant = layer.variants[static_cast<std::size_t>(form)];
-  variant.weight_layout = description.weights_desc();
-  for (const Variant& other : layer.variants) {
-    if (other.weight != nullptr && other.weight_layout == variant.weight_layout)
-      variant.weight = other.weight;
-  }
-  if (variant.weight == nullptr) {
-    variant.weight = std::make_shared<AlignedBuffer<std::byte>>(variant.weight_layout.get_size());
-    std::vector<std::int8_t> integers(quantized.weights.begin(), quantized.weights.end());
-    memory from({geometry.weight_dims, Type::s8, Tag::ohwi}, cpu_engine(), integers.data());
-    memory to(variant.weight_layout, cpu_engine(), variant.weight->data());
-    stream order(cpu_engine());
-    reorder(from, to).execute(order, from, to);
-    order.wait();
-  }
   const memory::desc scratchpad = description.scratchpad_desc();
   for (Worker& worker : workers_) {
     if (worker.scratchpad.size() < scratchpad.get_size()) worker.scratchpad.reset(scratchpad.get_size());
   }
+  Variant variant;
+  variant.weight = weight_in(layer, description.weights_desc(), quantized);
+  variant.implementation = description.impl_info_str();
   variant.primitive = SharedPrimitive(convolution_forward(description),
                                       {{DNNL_ARG_SRC, geometry.source},
-                                       {DNNL_ARG_WEIGHTS, variant.weight_layout},
+                                       {DNNL_ARG_WEIGHTS, description.weights_desc()},
                                        {DNNL_ARG_BIAS, bias},
                                        {DNNL_ARG_DST, destination},
                                        {DNNL_ARG_SCRATCHPAD, scratchpad},
                                        {kScalesArgument, bias}},
-                                      threads == 1 ? threads_ : 1);
-  if (form == Form::tile) implementations.push_back(shape.name + " " + description.impl_info_str());
+                                      threads);
+  return variant;
+}
+
+const std::byte* Int8Network::Implementation::weight_in(Layer& layer, const memory::desc& layout,
+                                                        const QuantizedLayer& quantized) {
+  for (const auto& copy : layer.weights) {
+    if (copy->layout == layout) return copy->values.data();
+  }
+  const Convolution& shape = layer.shape;
+  WeightCopy& copy = *layer.weights.emplace_back(
+      std::make_unique<WeightCopy>(layout, AlignedBuffer<std::byte>(layout.get_size())));
+  std::vector<std::int8_t> integers(quantized.weights.begin(), quantized.weights.end());
+  memory from(
+      {{shape.output_channels, shape.input_channels, shape.kernel, shape.kernel}, Type::s8, Tag::ohwi},
+      cpu_engine(), integers.data());
+  memory to(layout, cpu_engine(), copy.values.data());
+  dnnl::stream order(cpu_engine());
+  dnnl::reorder(from, to).execute(order, from, to);
+  order.wait();
+  return copy.values.data();
 }
 
 void Int8Network::Implementation::mark(int thread, std::size_t step) {
@@ -349,23 +408,45 @@ void Int8Network::Implementation::convolve_own(const Layer& layer, int thread, i
   }
 }
 
+/// `memories`: which of the primitive's sets of memories.
+void Int8Network::Implementation::execute(const Layer& layer, const Variant& variant, int memories,
+                                          int thread, const std::uint8_t* x, std::uint8_t* y) {
+  const Worker& worker = workers_[index(thread)];
+  variant.primitive.run(
+      memories, worker.stream,
+      {x, variant.weight, layer.offset.data(), y, worker.scratchpad.data(), layer.scale.data()});
+}
+
 void Int8Network::Implementation::convolve(int number, int thread, Form form, int images,
                                            const std::uint8_t* x, std::uint8_t* y) {
   const Layer& layer = layers_[index(number)];
   if (layer.own != nullptr) {
     convolve_own(layer, thread, images, x, y);
   } else {
-    const Variant& variant = layer.variants[static_cast<std::size_t>(form)];
-    const Worker& worker = workers_[index(thread)];
-    variant.primitive.run(
-        thread, worker.stream,
-        {x, variant.weight->data(), layer.offset.data(), y, worker.scratchpad.data(), layer.scale.data()});
+    execute(layer, layer.variants[static_cast<std::size_t>(form)], thread, thread, x, y);
   }
   mark(thread, index(number) + 1);
 }
 
-void Int8Network::Implementation::pad_shortcut(const Block& block, int thread, int images,
-                                               const std::uint8_t* x, std::uint8_t* shortcut) {
+void Int8Network::Implementation::convolve_rows(int number, Team& team, int thread, const std::uint8_t* x,
+                                                std::uint8_t* y) {
+  const Layer& layer = layers_[index(number)];
+  team.step([&] {
+    if (layer.own != nullptr) {
+      if (thread == 0) convolve_own(layer, thread, 1, x, y);
+      return;
+    }
+    // The team may be smaller than asked for.
+    for (std::size_t part = index(thread); part < layer.rows.size(); part += index(omp_get_num_threads())) {
+      const RowsVariant& rows = layer.rows[part];
+      execute(layer, rows.variant, 0, thread, x + rows.input_offset, y + rows.output_offset);
+    }
+  });
+  if (thread == 0) mark(thread, index(number) + 1);
+}
+
+void Int8Network::Implementation::pad_shortcut(const Block& block, int images, const std::uint8_t* x,
+                                               std::uint8_t* shortcut) {
   const Convolution& first = quantized_.network.convolutions[index(block.conv1)];
   const std::size_t channels = index(first.output_channels);
   const std::size_t kept = index(first.input_channels);
@@ -381,11 +462,10 @@ void Int8Network::Implementation::pad_shortcut(const Block& block, int thread, i
       std::copy_n(from + column * index(first.stride) * kept, kept, to + column * channels);
     }
   }
-  mark(thread, steps.size() - 1);
 }
 
-void Int8Network::Implementation::run_first(int thread, Form form, const std::uint8_t* pixels, int images,
-                                            std::uint8_t* x) {
+/// The images with their border into the thread's own buffer.
+void Int8Network::Implementation::add_border(int thread, const std::uint8_t* pixels, int images) {
   std::uint8_t* bordered = workers_[index(thread)].image.data();
   const Convolution& shape = quantized_.network.convolutions[0];
   const std::size_t border = index(shape.padding);
@@ -397,8 +477,6 @@ void Int8Network::Implementation::run_first(int thread, Form form, const std::ui
     const std::size_t image_row = row / rows * (rows + 2 * border) + row % rows + border;
     std::copy_n(pixels + row * row_bytes, row_bytes, bordered + image_row * bordered_row + border * channels);
   }
-  mark(thread, 0);
-  convolve(0, thread, form, images, bordered, x);
 }
 
 /// One tile, or one image, through the blocks of a stage. The first block reads `from`; the others work in
@@ -411,7 +489,10 @@ void Int8Network::Implementation::run_stage(const Stage& stage, int thread, Form
     const std::uint8_t* x = number == stage.first_block ? from : to;
     convolve(block.conv1, thread, form, images, x, inner);
     if (block.shortcut == Shortcut::projection) convolve(block.projection, thread, form, images, x, to);
-    if (block.shortcut == Shortcut::pad_channels) pad_shortcut(block, thread, images, x, to);
+    if (block.shortcut == Shortcut::pad_channels) {
+      pad_shortcut(block, images, x, to);
+      mark(thread, steps.size() - 1);
+    }
     convolve(block.conv2, thread, form, images, inner, to);
   }
 }
@@ -430,24 +511,25 @@ void Int8Network::Implementation::classify(int thread, int images, const std::ui
   mark(thread, steps.size() - 2);
 }
 
-void Int8Network::Implementation::run_group(int thread, const std::uint8_t* pixels, int count, float* logits,
-                                            bool all_threads) {
+void Int8Network::Implementation::run_group(int thread, const std::uint8_t* pixels, int count,
+                                            float* logits) {
   Worker& worker = workers_[index(thread)];
   if (times != nullptr) worker.mark = Clock::now();
   std::uint8_t* x = worker.x.data();
   std::uint8_t* next = worker.next_x.data();
-  const Form one = all_threads ? Form::all_threads : Form::image;
   /// step(form, first image, images) for full tiles, then for the images left.
   const auto for_tiles = [&](int tile, const auto& step) {
     int image = 0;
     for (; image + tile <= count && tile > 1; image += tile) step(Form::tile, image, tile);
-    for (; image < count; ++image) step(one, image, 1);
+    for (; image < count; ++image) step(Form::image, image, 1);
   };
   const NetworkDescription& network = quantized_.network;
   const std::size_t pixel_image = input_size(network.convolutions[0]);
   std::size_t image_values = output_size(network.convolutions[0]);
   for_tiles(tile_images(network.convolutions[0]), [&](Form form, int image, int images) {
-    run_first(thread, form, pixels + index(image) * pixel_image, images, x + index(image) * image_values);
+    add_border(thread, pixels + index(image) * pixel_image, images);
+    mark(thread, 0);
+    convolve(0, thread, form, images, worker.image.data(), x + index(image) * image_values);
   });
   for (const Stage& stage : stages_) {
     const Block& first = network.blocks[stage.first_block];
@@ -463,11 +545,41 @@ void Int8Network::Implementation::run_group(int thread, const std::uint8_t* pixe
   classify(thread, count, x, logits);
 }
 
-void Int8Network::Implementation::run(const std::uint8_t* pixels, int count, float* logits) {
-  if (count == 1) {
-    run_group(0, pixels, 1, logits, true);
-    return;
+void Int8Network::Implementation::run_image(const std::uint8_t* pixels, float* logits) {
+  Team team;
+#pragma omp parallel num_threads(threads_)
+  run_rows(team, omp_get_thread_num(), pixels, logits);
+  if (team.failed) std::rethrow_exception(team.failure);
+}
+
+/// One thread's part of an image. The maps are the first worker's.
+void Int8Network::Implementation::run_rows(Team& team, int thread, const std::uint8_t* pixels,
+                                           float* logits) {
+  const Worker& maps = workers_[0];
+  std::uint8_t* x = maps.x.data();
+  std::uint8_t* next = maps.next_x.data();
+  if (thread == 0 && times != nullptr) workers_[0].mark = Clock::now();
+  add_border(thread, pixels, 1);
+  if (thread == 0) mark(thread, 0);
+  convolve_rows(0, team, thread, workers_[index(thread)].image.data(), x);
+  for (const Block& block : quantized_.network.blocks) {
+    std::uint8_t* to = block.shortcut == Shortcut::identity ? x : next;
+    convolve_rows(block.conv1, team, thread, x, maps.inner.data());
+    if (block.shortcut == Shortcut::projection) convolve_rows(block.projection, team, thread, x, to);
+    if (block.shortcut == Shortcut::pad_channels) {
+      team.step([&] {
+        if (thread == 0) pad_shortcut(block, 1, x, to);
+      });
+      if (thread == 0) mark(thread, steps.size() - 1);
+    }
+    convolve_rows(block.conv2, team, thread, maps.inner.data(), to);
+    if (to != x) std::swap(x, next);
   }
+  if (thread == 0) classify(thread, 1, x, logits);
+}
+
+void Int8Network::Implementation::run(const std::uint8_t* pixels, int count, float* logits) {
+  if (count == 1 && threads_ > 1) return run_image(pixels, logits);
   const std::size_t pixel_image = input_size(quantized_.network.convolutions[0]);
   const std::size_t classes = index(quantized_.network.classes);
   const int group = std::clamp((count + threads_ - 1) / threads_, 1, group_);
@@ -481,7 +593,7 @@ void Int8Network::Implementation::run(const std::uint8_t* pixels, int count, flo
     try {
       const int first = number * group;
       run_group(omp_get_thread_num(), pixels + index(first) * pixel_image, std::min(group, count - first),
-                logits + index(first) * classes, false);
+                logits + index(first) * classes);
     } catch (...) {
       if (!failed.exchange(true)) failure = std::current_exception();
     }

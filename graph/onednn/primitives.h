@@ -58,6 +58,10 @@ constexpr dnnl::memory::data_type onednn_type<Bfloat16>() {
 struct OnednnConvolution {
   OnednnConvolution(const Convolution& shape, int images, dnnl::memory::data_type type);
 
+  /// Leaves of one image's output the rows from `first` to before `end`. Returns the first row of the input
+  /// that they are computed from, where the source then begins.
+  int take_rows(const Convolution& shape, int first, int end);
+
   dnnl::memory::desc source;
   dnnl::memory::desc destination;
   dnnl::memory::dims weight_dims;
