@@ -61,6 +61,13 @@ int OnednnConvolution::take_rows(const Convolution& shape, int first, int end) {
   return first_input;
 }
 
+bool is_quicker(const std::string& direct, const std::string& chosen) {
+  const std::string instructions = chosen.substr(chosen.rfind(':') + 1);
+  return chosen.starts_with("brg") && direct.starts_with("jit") && direct.ends_with(':' + instructions) &&
+         (instructions == "avx512_core" || instructions == "avx512_core_vnni" ||
+          instructions == "avx512_core_bf16");
+}
+
 dnnl::primitive_attr user_scratchpad() {
   dnnl::primitive_attr attributes;
   attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
