@@ -150,6 +150,11 @@ void check_name(const QuantizedParameters& parameters, FileAudit& audit) {
   std::smatch match;
   static const std::regex kClaim("int(16|8|4|2)(a(16|8|4|2))?(?![0-9])");
   if (!std::regex_search(name, match, kClaim)) return;
+  if (parameters.provenance.contains(kMixedWidths)) {
+    audit.objections.push_back(
+        fmt::format("the name says {} bits, the file's blocks have different widths", match[1].str()));
+    return;
+  }
   const int weight_bits = std::stoi(match[1]);
   if (weight_bits != parameters.weight_bits) {
     audit.objections.push_back(fmt::format("the name says {} bits, the file says weights of {} bits",
@@ -175,7 +180,7 @@ void check_engines(const QuantizedNetwork& quantized, const Dataset& generated, 
                                       equal ? "equal bit for bit" : "DIFFERENT"));
   if (!equal) audit.objections.emplace_back("the kernels and the scalar reference disagree on this file");
 
-  if (quantized.parameters.weight_bits != 8) return;
+  if (quantized.parameters.weight_bits != 8 || *audit.mac_fraction < 1) return;
   const RowKind& fused = *find_kind(audit.format, 8, Runner::int8_fused);
   const OpenedModel onednn = open_model(fused, audit.file, kBatch);
   if (!onednn.model) return;
@@ -217,8 +222,10 @@ void audit_integer(const TensorFile& tensors, const Dataset& images, const Datas
                                                             static_cast<std::size_t>(network.classes)),
                           wide ? kLimit64 : kLimit32, "sum of the map"});
 
+  const bool mixed = parameters.provenance.contains(kMixedWidths);
+  const int kind_bits = mixed ? kMixedKind : parameters.weight_bits;
   const OpenedModel opened =
-      run_file(*find_kind(audit.format, parameters.weight_bits, Runner::integer), images, generated, audit);
+      run_file(*find_kind(audit.format, kind_bits, Runner::integer), images, generated, audit);
   for (LayerAudit& layer : audit.layers) {
     const auto kernel = opened.kernels.find(layer.name);
     if (kernel != opened.kernels.end()) layer.kernel = kernel->second.name;
@@ -226,7 +233,7 @@ void audit_integer(const TensorFile& tensors, const Dataset& images, const Datas
   check_name(parameters, audit);
   check_engines(quantized, generated, audit);
 
-  if (*audit.mac_fraction < kLeastNominalFraction) {
+  if (!mixed && *audit.mac_fraction < kLeastNominalFraction) {
     audit.objections.push_back(fmt::format(
         "only {:.1f} % of the multiply-accumulates run at {} x {} bits, at least {:.0f} % are expected",
         *audit.mac_fraction * 100, audit.weight_bits, audit.activation_bits, kLeastNominalFraction * 100));

@@ -113,8 +113,10 @@ void open_quantized(const RowKind& kind, const std::filesystem::path& file, int 
     auto model = std::make_unique<IntegerModel>(quantized);
     opened.engine = "nibble";
     opened.isa = name_of(model->network().instruction_set());
-    opened.peak_probe =
-        probe_name(model->network().instruction_set(), opened.weight_bits, opened.activation_bits);
+    if (!quantized.parameters.provenance.contains(kMixedWidths)) {  // else no one peak is the network's
+      opened.peak_probe =
+          probe_name(model->network().instruction_set(), opened.weight_bits, opened.activation_bits);
+    }
     for (const PlannedConvolution& planned : model->network().plan().convolutions) {
       const ConvolutionKernel& kernel = *planned.kernel;
       opened.kernels[planned.name] = {

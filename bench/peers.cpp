@@ -48,7 +48,8 @@ std::vector<ReportRow> read_peers(const fs::path& file) {
   try {
     const nlohmann::json json = nlohmann::json::parse(stream);
     const Provenance provenance{json.at("date").get<std::string>(), json.at("cpu").get<std::string>(),
-                                json.at("versions").get<std::map<std::string, std::string>>()};
+                                json.at("versions").get<std::map<std::string, std::string>>(),
+                                json.value("settings", nlohmann::json::object()).value("checkpoint", "")};
     for (const nlohmann::json& entry : json.at("rows")) {
       rows.push_back(row_from_json(entry, file.string()));
       rows.back().measured = provenance;

@@ -30,7 +30,10 @@ OrderedJson value_to_json(const Timing& value) {
   return {{"mean", value.mean()}, {"std", value.deviation()}, {"runs", value.runs}};
 }
 OrderedJson value_to_json(const Provenance& value) {
-  return {{"date", value.date}, {"cpu", value.cpu}, {"versions", value.versions}};
+  return {{"date", value.date},
+          {"cpu", value.cpu},
+          {"versions", value.versions},
+          {"checkpoint", value.checkpoint}};
 }
 template <typename T>
 OrderedJson value_to_json(const std::optional<T>& value) {
@@ -75,7 +78,7 @@ void value_from_json(const Json& json, Timing& value) {
 }
 void value_from_json(const Json& json, Provenance& value) {
   value = {json.at("date").get<std::string>(), json.at("cpu").get<std::string>(),
-           json.at("versions").get<std::map<std::string, std::string>>()};
+           json.at("versions").get<std::map<std::string, std::string>>(), json.value("checkpoint", "")};
 }
 void value_from_json(const Json& json, std::vector<LayerReport>& layers) {
   for (const Json& layer : json) {

@@ -41,6 +41,7 @@ struct Provenance {
   std::string date;
   std::string cpu;
   std::map<std::string, std::string> versions;
+  std::string checkpoint;  ///< the FP32 file that it was given; empty: not told
 };
 
 /// One row of the table: one file, run by one engine. What was not measured has no value, in JSON null.

@@ -9,6 +9,7 @@
 #include "cfg/nearest.h"
 #include "graph/network/checkpoint_path.h"
 #include "graph/network/error.h"
+#include "graph/network/quantized_parameters.h"
 #include "graph/network/tensor_file.h"
 #include "graph/onednn/int8_unfused_parameters.h"
 
@@ -50,7 +51,8 @@ std::string metadata_or_empty(const TensorFile& file, const std::string& key) {
 std::optional<Candidate> inspect(const fs::path& file) {
   const TensorFile tensors = read_tensor_file(file);
   const std::string format = metadata_or_empty(tensors, "format");
-  const std::string bits = metadata_or_empty(tensors, "weight_bits");
+  const bool mixed = !metadata_or_empty(tensors, std::string("provenance.") + kMixedWidths).empty();
+  const std::string bits = mixed ? std::to_string(kMixedKind) : metadata_or_empty(tensors, "weight_bits");
   Candidate candidate{file, stem_of(file), "", {}};
   std::string suffix;
   for (std::size_t i = 0; i < row_kinds().size(); ++i) {
@@ -142,6 +144,7 @@ class Folder {
   std::vector<std::string> missing() const {
     std::vector<std::string> sentences;
     for (const RowKind& kind : row_kinds()) {
+      if (kind.weight_bits == kMixedKind) continue;  // for whoever has a budget
       const fs::path file = folder_ / (own_base_ + kind.suffix + kExtension);
       const bool there = std::any_of(candidates_.begin(), candidates_.end(), [&](const Candidate& c) {
         return c.base == own_base_ && c.remainder.empty() &&
@@ -199,6 +202,7 @@ const std::vector<RowKind>& row_kinds() {
       {"int8", "_int8", "quant --bits 8 --fuse", kIntegerFormat, 8, Runner::integer},
       {"int4", "_int4", "quant --bits 4", kIntegerFormat, 4, Runner::integer},
       {"int2", "_int2", "quant --bits 2", kIntegerFormat, 2, Runner::integer},
+      {"mixed", "_mixed", "quant --budget-bytes N", kIntegerFormat, kMixedKind, Runner::integer},
   };
   return kinds;
 }

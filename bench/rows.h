@@ -16,13 +16,16 @@ enum class Runner {
   integer           ///< IntegerNetwork, our own kernels
 };
 
+/// RowKind::weight_bits of files whose blocks differ in width.
+inline constexpr int kMixedKind = 0;
+
 /// One kind of row of the table: a file's kind and what runs it.
 struct RowKind {
   const char* name;
   const char* suffix;   ///< of the file: checkpoint path P gives P<suffix>.safetensors
   const char* made_by;  ///< the command that makes the file
   const char* format;   ///< metadata entry "format" of the file
-  int weight_bits;      ///< nominal
+  int weight_bits;      ///< nominal, or kMixedKind
   Runner runner;
 };
 

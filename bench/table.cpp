@@ -7,6 +7,8 @@
 #include <map>
 #include <string>
 
+#include "bench/file_audit.h"
+
 namespace nibble {
 namespace {
 
@@ -55,7 +57,9 @@ std::string text_or_missing(const std::string& text) {
 
 std::string widths(const ReportRow& row) {
   if (!row.weight_bits || !row.activation_bits) return kMissing;
-  return fmt::format("{}/{}", *row.weight_bits, *row.activation_bits);
+  // Where blocks differ in width, the nominal one is the widest.
+  const char* format = row.mac_fraction.value_or(1) < kLeastNominalFraction ? "<={}/<={}" : "{}/{}";
+  return fmt::format(fmt::runtime(format), *row.weight_bits, *row.activation_bits);
 }
 
 struct Column {
@@ -170,8 +174,10 @@ std::vector<std::string> footer_lines(const Report& report) {
       std::string versions;
       for (const auto& [name, version] : row.measured->versions)
         versions += fmt::format(", {} {}", name, version);
-      lines.push_back(
-          fmt::format("{}: measured {} on {}{}.", row.name, row.measured->date, row.measured->cpu, versions));
+      const std::string& of = row.measured->checkpoint;
+      const std::string checkpoint = of.empty() ? "" : ", with the weights of " + of;
+      lines.push_back(fmt::format("{}: measured {} on {}{}{}.", row.name, row.measured->date,
+                                  row.measured->cpu, versions, checkpoint));
     }
     if (!row.note.empty()) lines.push_back(fmt::format("{} ({}): {}.", row.name, row.engine, row.note));
   }

@@ -98,16 +98,7 @@ int proven_run_length(const ConvolutionLayer& layer) {
       total += range;
     }
     if (total > 32767) return 0;
-    int sum = 0;
-    std::size_t begin = 0;
-    for (std::size_t end = 0; end < ranges.size(); ++end) {
-      sum += ranges[end];
-      while (sum > 255) {
-        // begin .. end overflows, so no run may have this length.
-        proven = std::min(proven, static_cast<int>(end - begin));
-        sum -= ranges[begin++];
-      }
-    }
+    proven = std::min(proven, longest_run(ranges, 255));
   }
   return proven;
 }
@@ -279,8 +270,6 @@ void output_thresholds(const OutputStage& stage, const ConvolutionCall& call, co
     output += stride;
   }
 }
-
-enum class Residual { none, unsigned8, signed8 };
 
 /// 8-bit outputs, planar, with or without residual and the next block's 2-bit x. |y| < 2^31 is known.
 template <Residual residual, bool is_signed>

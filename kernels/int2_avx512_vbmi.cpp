@@ -29,6 +29,9 @@ constexpr int kPositions = 2;
 constexpr int kGroup = 3;  ///< input channels of a step
 constexpr int kTableBytes = 64;
 constexpr int kTables = 64;
+constexpr int kLargestSum =
+    32766;  ///< minus its minimum; one more than it and less than zero fit 16 bits too
+constexpr int kChunk = 5 * kTileChannels;  ///< output channels that are prepared together
 
 struct Table {
   std::array<std::uint8_t, kTableBytes> entries;
@@ -100,17 +103,8 @@ int proven_run_length(const ConvolutionLayer& layer) {
       ranges[static_cast<std::size_t>(step)] = tables[static_cast<std::size_t>(table)].range;
       total += ranges[static_cast<std::size_t>(step)];
     }
-    if (total > 32767) return 0;
-    int sum = 0;
-    std::size_t begin = 0;
-    for (std::size_t end = 0; end < ranges.size(); ++end) {
-      sum += ranges[end];
-      while (sum > 255) {
-        // begin .. end overflows, so no run may have this length.
-        proven = std::min(proven, static_cast<int>(end - begin));
-        sum -= ranges[begin++];
-      }
-    }
+    if (total > kLargestSum) return 0;
+    proven = std::min(proven, longest_run(ranges, 255));
   }
   return proven;
 }
@@ -144,33 +138,62 @@ PackedConvolution pack(const ConvolutionLayer& layer) {
   return packed;
 }
 
-/// 16-bit sums of one register block, modulo 2^16, [output channel][position]: of all runs as words, which
-/// are even lanes + 256 * odd lanes, and of their upper bytes, the odd lanes.
-struct Sums {
-  __m512i words[kBlockChannels * kPositions];
-  __m512i odd[kBlockChannels * kPositions];
+/// What a call needs of an output channel, each the same in all bytes or words of 32 bits.
+struct Channel {
+  std::uint32_t start;        ///< what the sums of odd lanes start from, in words
+  std::uint32_t start_words;  ///< 257 times this modulo 2^16: whole words are even lanes + 256 * odd lanes
+  std::uint32_t lower;        ///< thresholds 1 and 3 minus threshold 2, in bytes or words
+  std::uint32_t upper;
+  std::uint32_t unit;  ///< one of this channel in an index3 group, in bytes
+  int completes;       ///< the group whose last channel it is, or -1
 };
 
-template <std::size_t... P>
-inline __attribute__((always_inline)) void accumulate_block(std::index_sequence<P...>,
-                                                            const std::uint8_t* input, std::ptrdiff_t stride,
-                                                            const Steps& steps, const std::uint8_t* tables,
-                                                            const std::uint8_t* weights, Sums& sums) {
+constexpr std::uint32_t in_words(int value) {
+  return (static_cast<std::uint32_t>(value) & 0xFFFFU) * 0x00010001U;
+}
+constexpr std::uint32_t in_bytes(int value) {
+  return (static_cast<std::uint32_t>(value) & 0xFFU) * 0x01010101U;
+}
+inline __m512i everywhere(std::uint32_t value) {
+  return _mm512_set1_epi32(static_cast<int>(value));
+}
+
+/// One register block.
+struct Block {
+  const std::uint8_t* input;  ///< of its first position
+  std::ptrdiff_t stride;
+  const Steps* steps;
+  const std::uint8_t* tables;
+  const std::uint8_t* weights;
+  const Channel* channels;  ///< [4]
+  int first_position;
+  int channel;  ///< first of the four
+};
+
+/// Adds up a block and gives the sums of each channel k to finish(k, words, odd), [position], modulo 2^16: of
+/// all runs as words, which are even lanes + 256 * odd lanes, and of their upper bytes, the odd lanes.
+template <typename Finish, std::size_t... P>
+inline __attribute__((always_inline)) void accumulate(std::index_sequence<P...>, const Block& block,
+                                                      Finish& finish) {
   constexpr std::size_t kCount = sizeof...(P);
-  const std::uint8_t* const position[kCount] = {input + static_cast<std::ptrdiff_t>(P) * stride...};
+  const std::uint8_t* const position[kCount] = {block.input +
+                                                static_cast<std::ptrdiff_t>(P) * block.stride...};
+  const std::uint8_t* const tables = block.tables;
+  const std::uint8_t* const weights = block.weights;
   const auto table_at = [&](std::uint8_t number) __attribute__((always_inline)) {
     return loaded_once(_mm512_load_si512(tables + std::ptrdiff_t{number} * kTableBytes));
   };
-  const __m512i zero = _mm512_setzero_si512();
-  __m512i words0[kCount] = {((void)P, zero)...};
-  __m512i words1[kCount] = {((void)P, zero)...};
-  __m512i words2[kCount] = {((void)P, zero)...};
-  __m512i words3[kCount] = {((void)P, zero)...};
-  __m512i odd0[kCount] = {((void)P, zero)...};
-  __m512i odd1[kCount] = {((void)P, zero)...};
-  __m512i odd2[kCount] = {((void)P, zero)...};
-  __m512i odd3[kCount] = {((void)P, zero)...};
-  for (const Run& run : steps) {
+  const auto words_of = [&](int k) { return everywhere(block.channels[k].start_words); };
+  const auto odd_of = [&](int k) { return everywhere(block.channels[k].start); };
+  __m512i words0[kCount] = {((void)P, words_of(0))...};
+  __m512i words1[kCount] = {((void)P, words_of(1))...};
+  __m512i words2[kCount] = {((void)P, words_of(2))...};
+  __m512i words3[kCount] = {((void)P, words_of(3))...};
+  __m512i odd0[kCount] = {((void)P, odd_of(0))...};
+  __m512i odd1[kCount] = {((void)P, odd_of(1))...};
+  __m512i odd2[kCount] = {((void)P, odd_of(2))...};
+  __m512i odd3[kCount] = {((void)P, odd_of(3))...};
+  for (const Run& run : *block.steps) {
     const std::uint8_t* numbers = weights + kBlockChannels * run.weights;
     const std::ptrdiff_t* step = run.first;
     __m512i sums0[kCount];
@@ -189,11 +212,18 @@ inline __attribute__((always_inline)) void accumulate_block(std::index_sequence<
       sums3[p] = _mm512_permutexvar_epi8(index, table3);
     };
     const auto add = [&](std::size_t p) __attribute__((always_inline)) {
-      const __m512i index = load(position[p] + *step);
-      sums0[p] = _mm512_add_epi8(sums0[p], _mm512_permutexvar_epi8(index, table0));
-      sums1[p] = _mm512_add_epi8(sums1[p], _mm512_permutexvar_epi8(index, table1));
-      sums2[p] = _mm512_add_epi8(sums2[p], _mm512_permutexvar_epi8(index, table2));
-      sums3[p] = _mm512_add_epi8(sums3[p], _mm512_permutexvar_epi8(index, table3));
+      __m512i index = load(position[p] + *step);
+      wait_for_pins(index);
+      __m512i products0 = _mm512_permutexvar_epi8(index, table0);
+      __m512i products1 = _mm512_permutexvar_epi8(index, table1);
+      __m512i products2 = _mm512_permutexvar_epi8(index, table2);
+      __m512i products3 = _mm512_permutexvar_epi8(index, table3);
+      wait_for_pins(products0, products1, products2, products3);
+      sums0[p] = _mm512_add_epi8(sums0[p], products0);
+      sums1[p] = _mm512_add_epi8(sums1[p], products1);
+      sums2[p] = _mm512_add_epi8(sums2[p], products2);
+      sums3[p] = _mm512_add_epi8(sums3[p], products3);
+      pin(sums0[p], sums1[p], sums2[p], sums3[p]);
     };
     (begin(P), ...);
     while (++step != run.last) {
@@ -216,42 +246,39 @@ inline __attribute__((always_inline)) void accumulate_block(std::index_sequence<
     };
     (widen(P), ...);
   }
-  ((sums.words[P] = words0[P], sums.odd[P] = odd0[P]), ...);
-  ((sums.words[kCount + P] = words1[P], sums.odd[kCount + P] = odd1[P]), ...);
-  ((sums.words[2 * kCount + P] = words2[P], sums.odd[2 * kCount + P] = odd2[P]), ...);
-  ((sums.words[3 * kCount + P] = words3[P], sums.odd[3 * kCount + P] = odd3[P]), ...);
+  finish(0, words0, odd0);
+  finish(1, words1, odd1);
+  finish(2, words2, odd2);
+  finish(3, words3, odd3);
 }
 
-using Accumulate = void (*)(const std::uint8_t* input, std::ptrdiff_t stride, const Steps& steps,
-                            const std::uint8_t* tables, const std::uint8_t* weights, Sums& sums);
+/// Sums of one position of two register blocks, [output channel], as accumulate() has them. Tables are loaded
+/// for a single look-up each here, which bounds a lone position: eight channels share an activation and four
+/// table numbers a load.
+struct LoneSums {
+  __m512i words[2 * kBlockChannels][1];
+  __m512i odd[2 * kBlockChannels][1];
+};
 
-template <std::size_t Positions>
-void accumulate(const std::uint8_t* input, std::ptrdiff_t stride, const Steps& steps,
-                const std::uint8_t* tables, const std::uint8_t* weights, Sums& sums) {
-  accumulate_block(std::make_index_sequence<Positions>{}, input, stride, steps, tables, weights, sums);
-}
-
-constexpr Accumulate kAccumulate[kPositions] = {accumulate<1>, accumulate<2>};
-
-/// One position of two register blocks, eight output channels: a lone position leaves tables the bound, which
-/// then are loaded for one look-up each, and half as many sums would leave runs too short.
+/// The second block's weights follow block_bytes behind the first one's, its channels the first one's.
 template <std::size_t... K>
-inline __attribute__((always_inline)) void accumulate_two_blocks(
-    std::index_sequence<K...>, const std::uint8_t* input, const Steps& steps, const std::uint8_t* tables,
-    const std::uint8_t* weights, std::ptrdiff_t block_bytes, Sums* sums) {
-  const __m512i zero = _mm512_setzero_si512();
-  __m512i words[] = {((void)K, zero)...};
-  __m512i odd[] = {((void)K, zero)...};
-  for (const Run& run : steps) {
+inline __attribute__((always_inline)) LoneSums accumulate_two(std::index_sequence<K...>, const Block& block,
+                                                              std::ptrdiff_t block_bytes) {
+  const std::uint8_t* const input = block.input;
+  const std::uint8_t* const tables = block.tables;
+  const std::uint8_t* const weights = block.weights;
+  __m512i words[] = {everywhere(block.channels[K].start_words)...};
+  __m512i odd[] = {everywhere(block.channels[K].start)...};
+  for (const Run& run : *block.steps) {
     const std::uint8_t* numbers = weights + kBlockChannels * run.weights;
-    std::uint32_t number[2];  // of four tables each
+    std::uint32_t four[2];  // numbers of tables, of each block
     const auto next_numbers = [&]() __attribute__((always_inline)) {
-      std::memcpy(&number[0], numbers, sizeof number[0]);
-      std::memcpy(&number[1], numbers + block_bytes, sizeof number[1]);
+      std::memcpy(&four[0], numbers, sizeof four[0]);
+      std::memcpy(&four[1], numbers + block_bytes, sizeof four[1]);
       numbers += kBlockChannels;
     };
     const auto look_up = [&](std::size_t k, __m512i index) __attribute__((always_inline)) {
-      const std::uint32_t of = number[k / kBlockChannels];
+      const std::uint32_t of = four[k / kBlockChannels];
       const std::size_t shift = 8 * (k % kBlockChannels);
       const std::uint32_t offset = (shift == 0 ? of << 6 : of >> (shift - 6)) & (kTables - 1) * kTableBytes;
       return _mm512_permutexvar_epi8(index, _mm512_load_si512(tables + offset));
@@ -259,177 +286,361 @@ inline __attribute__((always_inline)) void accumulate_two_blocks(
     next_numbers();
     const std::ptrdiff_t* step = run.first;
     const __m512i first = load(input + *step);
-    __m512i narrow[] = {look_up(K, first)...};
+    __m512i sums[] = {look_up(K, first)...};
     while (++step != run.last) {
       next_numbers();
       const __m512i index = loaded_once(load(input + *step));
-      ((narrow[K] = _mm512_add_epi8(narrow[K], look_up(K, index))), ...);
+      ((sums[K] = _mm512_add_epi8(sums[K], look_up(K, index))), ...);
     }
-    ((words[K] = _mm512_add_epi16(words[K], narrow[K])), ...);
-    ((odd[K] = _mm512_add_epi16(odd[K], _mm512_srli_epi16(narrow[K], 8))), ...);
+    ((words[K] = _mm512_add_epi16(words[K], sums[K])), ...);
+    ((odd[K] = _mm512_add_epi16(odd[K], _mm512_srli_epi16(sums[K], 8))), ...);
   }
-  ((sums[K / kBlockChannels].words[K % kBlockChannels] = words[K]), ...);
-  ((sums[K / kBlockChannels].odd[K % kBlockChannels] = odd[K]), ...);
+  return {{{words[K]}...}, {{odd[K]}...}};
 }
 
-void accumulate_two(const std::uint8_t* input, const Steps& steps, const std::uint8_t* tables,
-                    const std::uint8_t* weights, std::ptrdiff_t block_bytes, Sums* sums) {
-  accumulate_two_blocks(std::make_index_sequence<2 * kBlockChannels>{}, input, steps, tables, weights,
-                        block_bytes, sums);
+/// The even lanes' sums.
+inline __m512i even_of(__m512i words, __m512i odd) {
+  return _mm512_sub_epi16(words, _mm512_slli_epi16(odd, 8));
 }
 
-/// Unsigned 16-bit sums of the even and of the odd lanes.
-struct Widened {
-  __m512i even;
-  __m512i odd;
+/// Packs of an even and an odd register leave eight even and eight odd lanes in each 128-bit block: back to
+/// the order of lanes.
+inline __m512i interleaved(__m512i packed) {
+  return _mm512_shuffle_epi8(packed, _mm512_set4_epi32(0x0F070E06, 0x0D050C04, 0x0B030A02, 0x09010800));
+}
+
+/// Whether derived values go into index3 bytes at once.
+inline bool derives_index(const OutputStage& stage) {
+  return stage.derived_bits == 2 && stage.derived_format == kIndex3;
+}
+
+/// Everything that a call's blocks share.
+struct Context {
+  const OutputStage& stage;
+  const ConvolutionCall& call;
+  ByteTile& tile;
+  ByteTile& derived_tile;
+  const std::uint8_t* derived_thresholds;  ///< [3][64]: where derives_index(), each in all lanes
+  std::uint8_t* open;  ///< [positions][64]: index3 bytes whose group goes on in the next block of channels
+  std::ptrdiff_t block_bytes;  ///< of the weights of a block of channels
 };
 
-/// A block whose runs are done.
-struct Block {
-  const Sums* sums;
-  int positions;
-  int first_position;
-  int channel;                  ///< first of four
-  const std::int32_t* minimum;  ///< [4]: sum = widened + minimum
+/// 2-bit values of consecutive output channels become index3 bytes. What a block leaves open of a group waits
+/// in memory for the next one.
+template <bool is_packed>
+class IndexWriter {
+ public:
+  IndexWriter(const OutputView& view, const Context& context, const Block& block)
+      : view_(view), open_(context.open), first_position_(block.first_position) {
+    const bool begins = block.channel % kGroup == 0;
+    for (std::size_t p = 0; p < kPositions; ++p) {
+      index_[p] = begins ? _mm512_setzero_si512() : load(open_ + p * kTableBytes);
+    }
+  }
 
-  Widened widened(int k, int p) const {
-    const int at = k * positions + p;
-    const __m512i odd = sums->odd[at];
-    return {_mm512_sub_epi16(sums->words[at], _mm512_slli_epi16(odd, 8)), odd};
+  /// How many of three thresholds each lane exceeds. unit: everywhere(Channel::unit).
+  __attribute__((always_inline)) void add(std::size_t p, __m512i unit, __mmask64 one, __mmask64 two,
+                                          __mmask64 three) {
+    index_[p] = _mm512_mask_add_epi8(index_[p], one, index_[p], unit);
+    index_[p] = _mm512_mask_add_epi8(index_[p], two, index_[p], unit);
+    index_[p] = _mm512_mask_add_epi8(index_[p], three, index_[p], unit);
+  }
+
+  /// After the values of channel k of the block.
+  template <std::size_t Positions>
+  __attribute__((always_inline)) void close(const Channel& channel, int k) {
+    if (channel.completes >= 0) {
+#pragma GCC unroll 2
+      for (std::size_t p = 0; p < Positions; ++p) {
+        store(view_.at(first_position_ + static_cast<int>(p), channel.completes),
+              is_packed ? interleaved(index_[p]) : index_[p]);
+        index_[p] = _mm512_setzero_si512();
+      }
+    } else if (k == kBlockChannels - 1) {
+#pragma GCC unroll 2
+      for (std::size_t p = 0; p < Positions; ++p) store(open_ + p * kTableBytes, index_[p]);
+    }
+  }
+
+ private:
+  OutputView view_;
+  std::uint8_t* open_;
+  int first_position_;
+  __m512i index_[kPositions];
+};
+
+/// 2-bit outputs of sums that start from minus the second threshold: saturated to bytes, they still compare
+/// rightly with thresholds that are closer to it than 127.
+struct IndexThresholds {
+  const Channel* channels;
+  IndexWriter<true> writer;
+
+  IndexThresholds(const Context& context, const Block& block)
+      : channels(block.channels), writer(context.call.output, context, block) {}
+
+  template <std::size_t Positions>
+  __attribute__((always_inline)) void operator()(int k, const __m512i (&words)[Positions],
+                                                 const __m512i (&odd)[Positions]) {
+    const __m512i lower = loaded_once(everywhere(channels[k].lower));
+    const __m512i upper = loaded_once(everywhere(channels[k].upper));
+    const __m512i unit = loaded_once(everywhere(channels[k].unit));
+#pragma GCC unroll 2
+    for (std::size_t p = 0; p < Positions; ++p) {
+      const __m512i above = _mm512_packs_epi16(even_of(words[p], odd[p]), odd[p]);
+      writer.add(p, unit, _mm512_cmpgt_epi8_mask(above, lower),
+                 _mm512_cmpgt_epi8_mask(above, _mm512_setzero_si512()), _mm512_cmpgt_epi8_mask(above, upper));
+    }
+    writer.close<Positions>(channels[k], k);
   }
 };
 
-/// 2-bit outputs by comparing 16-bit sums with the three thresholds, one byte each.
-inline __m512i threshold_bytes(const OutputStage& stage, const Block& block, int k, int p) {
-  const Widened sum = block.widened(k, p);
-  const __m512i even_one = _mm512_set1_epi16(1);
-  const __m512i odd_one = _mm512_set1_epi16(256);
-  __m512i even = _mm512_setzero_si512();
-  __m512i odd = _mm512_setzero_si512();
-  for (int t = 0; t < 3; ++t) {
-    // A widened sum is at least 0 and at most 32767, and so are the thresholds that can decide.
-    const int value = stage.thresholds[t * stage.padded_channels + block.channel + k] - block.minimum[k];
-    const __m512i threshold = _mm512_set1_epi16(static_cast<std::int16_t>(std::clamp(value, -1, 32767)));
-    even = _mm512_mask_add_epi16(even, _mm512_cmpgt_epi16_mask(sum.even, threshold), even, even_one);
-    odd = _mm512_mask_add_epi16(odd, _mm512_cmpgt_epi16_mask(sum.odd, threshold), odd, odd_one);
+/// The same for any thresholds and formats, one byte each.
+struct ThresholdBytes {
+  __m512i thresholds[3];
+
+  ThresholdBytes(const OutputStage&, const Channel& channel, int)
+      : thresholds{everywhere(channel.lower), _mm512_setzero_si512(), everywhere(channel.upper)} {}
+
+  __m512i operator()(const std::uint8_t*, __m512i words, __m512i odd) const {
+    const __m512i even = even_of(words, odd);
+    const __m512i even_one = _mm512_set1_epi16(1);
+    const __m512i odd_one = _mm512_set1_epi16(256);
+    __m512i even_bytes = _mm512_setzero_si512();
+    __m512i odd_bytes = _mm512_setzero_si512();
+    for (const __m512i& threshold : thresholds) {
+      const __mmask32 even_above = _mm512_cmpgt_epi16_mask(even, threshold);
+      const __mmask32 odd_above = _mm512_cmpgt_epi16_mask(odd, threshold);
+      even_bytes = _mm512_mask_add_epi16(even_bytes, even_above, even_bytes, even_one);
+      odd_bytes = _mm512_mask_add_epi16(odd_bytes, odd_above, odd_bytes, odd_one);
+    }
+    return _mm512_or_si512(even_bytes, odd_bytes);
   }
-  return _mm512_or_si512(even, odd);
-}
+};
 
 enum class Residual { none, unsigned8, signed8 };
 
-/// 8-bit outputs with or without a planar residual. |y| < 2^31 is known.
-template <Residual residual, bool is_signed>
-inline __m512i requantized_bytes(const OutputStage& stage, const ConvolutionCall& call, const Block& block,
-                                 int k, int p) {
-  // A 16-bit word u above 0x4B00 is the float 2^23 + u, so one subtraction gives u plus any exact integer.
-  constexpr float kTwo23 = 8388608.0F;
-  const __m512i exponent = _mm512_set1_epi16(0x4B00);
-  const int channel = block.channel + k;
-  const __m512 scale = _mm512_set1_ps(stage.scale[channel]);
-  const __m512 offset = _mm512_set1_ps(stage.offset[channel]);
-  const __m512 ratio = _mm512_set1_ps(stage.residual_ratio);
-  const __m512 bias = _mm512_set1_ps(kTwo23 - static_cast<float>(block.minimum[k]));
-  const __m512 residual_bias = _mm512_set1_ps(residual == Residual::signed8 ? kTwo23 + 128.0F : kTwo23);
-  __m512i residual_even = _mm512_setzero_si512();
-  __m512i residual_odd = _mm512_setzero_si512();
-  if constexpr (residual != Residual::none) {
-    __m512i bytes = loaded_once(load(call.residual.at(block.first_position + p, channel)));
-    if constexpr (residual == Residual::signed8) bytes = _mm512_xor_si512(bytes, _mm512_set1_epi8(-128));
-    residual_even = _mm512_and_si512(bytes, _mm512_set1_epi16(0xFF));
-    residual_odd = _mm512_srli_epi16(bytes, 8);
-  }
-  const auto quantized = [&](__m512i word, __m512i residual_word) __attribute__((always_inline)) {
-    __m512 y = _mm512_sub_ps(_mm512_castsi512_ps(word), bias);
-    y = _mm512_mul_ps(y, scale);
-    y = _mm512_add_ps(y, offset);
-    if constexpr (residual != Residual::none) {
-      y = _mm512_fmadd_ps(_mm512_sub_ps(_mm512_castsi512_ps(residual_word), residual_bias), ratio, y);
-    }
-    return _mm512_cvtps_epi32(y);  // the packs clamp
-  };
-  const Widened sum = block.widened(k, p);
-  const __m512i even = _mm512_packs_epi32(
-      quantized(_mm512_unpacklo_epi16(sum.even, exponent), _mm512_unpacklo_epi16(residual_even, exponent)),
-      quantized(_mm512_unpackhi_epi16(sum.even, exponent), _mm512_unpackhi_epi16(residual_even, exponent)));
-  const __m512i odd = _mm512_packs_epi32(
-      quantized(_mm512_unpacklo_epi16(sum.odd, exponent), _mm512_unpacklo_epi16(residual_odd, exponent)),
-      quantized(_mm512_unpackhi_epi16(sum.odd, exponent), _mm512_unpackhi_epi16(residual_odd, exponent)));
-  const __m512i packed = is_signed ? _mm512_packs_epi16(even, odd) : _mm512_packus_epi16(even, odd);
-  // The packs leave eight even and eight odd lanes in each 128-bit block.
-  const __m512i interleave = _mm512_set4_epi32(0x0F070E06, 0x0D050C04, 0x0B030A02, 0x09010800);
-  const __m512i bytes = _mm512_shuffle_epi8(packed, interleave);
-  if constexpr (is_signed) return bytes;
-  return _mm512_min_epu8(bytes, _mm512_set1_epi8(static_cast<char>(stage.range.highest)));
-}
-
-/// The two ways to a byte as one: which one a stage takes is chosen once a call.
-struct Thresholds {
-  __m512i operator()(const OutputStage& stage, const ConvolutionCall&, const Block& block, int k,
-                     int p) const {
-    return threshold_bytes(stage, block, k, p);
-  }
-};
+/// 8-bit outputs with or without a planar residual, of sums that start from 2^15 more. |y| < 2^31 is known.
 template <Residual residual, bool is_signed>
 struct Requantized {
-  __m512i operator()(const OutputStage& stage, const ConvolutionCall& call, const Block& block, int k,
-                     int p) const {
-    return requantized_bytes<residual, is_signed>(stage, call, block, k, p);
+  __m512 scale;
+  __m512 offset;
+  __m512 ratio;
+  __m512i highest;
+
+  Requantized(const OutputStage& stage, const Channel&, int channel)
+      : scale(_mm512_set1_ps(stage.scale[channel])),
+        offset(_mm512_set1_ps(stage.offset[channel])),
+        ratio(_mm512_set1_ps(stage.residual_ratio)),
+        highest(_mm512_set1_epi8(static_cast<char>(stage.range.highest))) {}
+
+  /// residual_bytes: 64 lanes of this channel and position.
+  __attribute__((always_inline)) __m512i operator()(const std::uint8_t* residual_bytes, __m512i words,
+                                                    __m512i odd) const {
+    // A 16-bit word u above 0x4B00 is the float 2^23 + u, so one subtraction gives u plus any exact integer.
+    const __m512i exponent = _mm512_set1_epi16(0x4B00);
+    const __m512 bias = _mm512_set1_ps(8388608.0F + 32768.0F);
+    __m512i residuals = _mm512_setzero_si512();
+    if constexpr (residual != Residual::none) {
+      residuals = loaded_once(load(residual_bytes));
+      if constexpr (residual == Residual::signed8) {
+        residuals = _mm512_xor_si512(residuals, _mm512_set1_epi8(-128));
+      }
+    }
+    // first: in each 128-bit block, the lanes are first, first + 2, first + 4, first + 6.
+    const auto quantized = [&](__m512i word, int first) __attribute__((always_inline)) {
+      __m512 y = _mm512_sub_ps(_mm512_castsi512_ps(word), bias);
+      y = _mm512_mul_ps(y, scale);
+      y = _mm512_add_ps(y, offset);
+      if constexpr (residual != Residual::none) {
+        // Byte by byte into 32 bits; an index of 0x80 gives zero.
+        const int index = static_cast<int>(0x80808000U) + first;
+        const __m512i lanes =
+            _mm512_shuffle_epi8(residuals, _mm512_set4_epi32(index + 6, index + 4, index + 2, index));
+        __m512 r = _mm512_cvtepi32_ps(lanes);
+        if constexpr (residual == Residual::signed8) r = _mm512_sub_ps(r, _mm512_set1_ps(128.0F));
+        y = _mm512_fmadd_ps(r, ratio, y);
+      }
+      return _mm512_cvtps_epi32(y);  // the packs clamp
+    };
+    const __m512i even = even_of(words, odd);
+    const __m512i even_words = _mm512_packs_epi32(quantized(_mm512_unpacklo_epi16(even, exponent), 0),
+                                                  quantized(_mm512_unpackhi_epi16(even, exponent), 8));
+    const __m512i odd_words = _mm512_packs_epi32(quantized(_mm512_unpacklo_epi16(odd, exponent), 1),
+                                                 quantized(_mm512_unpackhi_epi16(odd, exponent), 9));
+    if constexpr (is_signed) return interleaved(_mm512_packs_epi16(even_words, odd_words));
+    return _mm512_min_epu8(interleaved(_mm512_packus_epi16(even_words, odd_words)), highest);
   }
 };
 
-using Output = void (*)(const OutputStage& stage, const ConvolutionCall& call, const Block& block,
-                        ByteTile& tile, ByteTile& derived_tile);
-
-/// Planar bytes are stored at once, the others collected in a tile; derived ones always are.
+/// Planar bytes are stored at once, the others collected in a tile. Derived values go into index3 bytes, or
+/// through a tile too.
 template <typename Bytes>
-void output_block(const OutputStage& given_stage, const ConvolutionCall& given_call, const Block& given_block,
-                  ByteTile& tile, ByteTile& derived_tile) {
+struct ByteOutput {
   // Copies: the stores could change the originals, as far as the compiler knows.
-  const OutputStage stage = given_stage;
-  const ConvolutionCall call = given_call;
-  const Block block = given_block;
-  const int channels = std::min(kBlockChannels, call.last_channel - block.channel);
-  const int tile_channel = block.channel % kTileChannels;
-  const bool is_planar = stage.format == kPlanar8;
-  for (int k = 0; k < channels; ++k) {
-    for (int p = 0; p < block.positions; ++p) {
-      const __m512i bytes = Bytes{}(stage, call, block, k, p);
-      store(is_planar ? call.output.at(block.first_position + p, block.channel + k)
-                      : tile.bytes[tile_channel + k][p],
-            bytes);
-      if (stage.derived_bits != 0) store(derived_tile.bytes[tile_channel + k][p], derive(bytes, stage));
+  OutputStage stage;
+  ConvolutionCall call;
+  const Context& context;
+  Block block;
+  bool is_planar;
+  bool is_index;
+  IndexWriter<false> writer;
+
+  ByteOutput(const Context& given, const Block& given_block)
+      : stage(given.stage),
+        call(given.call),
+        context(given),
+        block(given_block),
+        is_planar(stage.format == kPlanar8),
+        is_index(derives_index(stage)),
+        writer(call.derived, context, block) {}
+
+  template <std::size_t Positions>
+  __attribute__((always_inline)) void operator()(int k, const __m512i (&words)[Positions],
+                                                 const __m512i (&odd)[Positions]) {
+    const int channel = block.channel + k;
+    if (channel >= call.last_channel) return;
+    const int tile_channel = channel % kTileChannels;
+    const Bytes bytes_of(stage, block.channels[k], channel);
+    __m512i bytes[Positions];
+#pragma GCC unroll 2
+    for (std::size_t p = 0; p < Positions; ++p) {
+      const int position = block.first_position + static_cast<int>(p);
+      bytes[p] = bytes_of(call.residual.at(position, channel), words[p], odd[p]);
+      store(is_planar ? call.output.at(position, channel) : context.tile.bytes[tile_channel][p], bytes[p]);
+    }
+    if (is_index) {
+      const __m512i unit = loaded_once(everywhere(block.channels[k].unit));
+#pragma GCC unroll 2
+      for (std::size_t p = 0; p < Positions; ++p) {
+        const auto above = [&](int t) __attribute__((always_inline)) {
+          return _mm512_cmpgt_epu8_mask(bytes[p], load(context.derived_thresholds + t * kLanes));
+        };
+        writer.add(p, unit, above(0), above(1), above(2));
+      }
+      writer.close<Positions>(block.channels[k], k);
+    } else if (stage.derived_bits != 0) {
+      for (std::size_t p = 0; p < Positions; ++p) {
+        store(context.derived_tile.bytes[tile_channel][p], derive(bytes[p], stage));
+      }
     }
   }
+};
+
+/// Every other combination of formats, value by value, of sums that start from 2^15 more.
+struct PlainOutput {
+  const Context& context;
+  const Block& block;
+  std::int32_t sums[kPositions][kBlockChannels][kLanes];
+
+  PlainOutput(const Context& given, const Block& given_block) : context(given), block(given_block) {}
+
+  template <std::size_t Positions>
+  void operator()(int k, const __m512i (&words)[Positions], const __m512i (&odd)[Positions]) {
+    const int channels = std::min(kBlockChannels, context.call.last_channel - block.channel);
+    for (std::size_t p = 0; p < Positions; ++p) {
+      alignas(64) std::uint16_t lanes[2][kLanes / 2];
+      _mm512_store_si512(lanes[0], even_of(words[p], odd[p]));
+      _mm512_store_si512(lanes[1], odd[p]);
+      for (int lane = 0; lane < kLanes; ++lane) sums[p][k][lane] = lanes[lane % 2][lane / 2] - 32768;
+      if (k < kBlockChannels - 1) continue;
+      write_plainly(context.stage, context.call, block.first_position + static_cast<int>(p), block.channel,
+                    channels, sums[p]);
+    }
+  }
+};
+
+using Compute = void (*)(const Context& context, const Block& block);
+
+template <typename Output, std::size_t Positions>
+void compute(const Context& context, const Block& block) {
+  Output output(context, block);
+  accumulate(std::make_index_sequence<Positions>{}, block, output);
 }
 
-/// Every other combination of formats, value by value.
-void output_plainly(const OutputStage& stage, const ConvolutionCall& call, const Block& block, ByteTile&,
-                    ByteTile&) {
-  const int channels = std::min(kBlockChannels, call.last_channel - block.channel);
-  for (int p = 0; p < block.positions; ++p) {
-    alignas(64) std::uint16_t words[2][kLanes / 2];
-    std::int32_t sums[kBlockChannels][kLanes];
+/// One position of a block and of the next one.
+template <typename Output>
+void compute_two(const Context& context, const Block& block) {
+  const LoneSums sums =
+      accumulate_two(std::make_index_sequence<2 * kBlockChannels>{}, block, context.block_bytes);
+  Block next = block;
+  next.weights += context.block_bytes;
+  next.channels += kBlockChannels;
+  next.channel += kBlockChannels;
+  for (int second = 0; second < 2; ++second) {
+    Output output(context, second == 0 ? block : next);
+#pragma GCC unroll 4
     for (int k = 0; k < kBlockChannels; ++k) {
-      const Widened sum = block.widened(k, p);
-      _mm512_storeu_si512(words[0], sum.even);
-      _mm512_storeu_si512(words[1], sum.odd);
-      for (int lane = 0; lane < kLanes; ++lane) sums[k][lane] = words[lane % 2][lane / 2] + block.minimum[k];
+      output(k, sums.words[second * kBlockChannels + k], sums.odd[second * kBlockChannels + k]);
     }
-    write_plainly(stage, call, block.first_position + p, block.channel, channels, sums);
   }
 }
 
-Output choose_output(const OutputStage& stage, const ConvolutionCall& call) {
-  if (!is_common(stage, kPlanar8)) return output_plainly;
-  if (stage.thresholds != nullptr) return output_block<Thresholds>;
-  if (!stays_convertible(stage, call, 32767)) return output_plainly;
+/// Blocks of 1 and of 2 positions, and two blocks of 1.
+struct Computes {
+  Compute of[kPositions];
+  Compute two;
+};
+template <typename Output>
+constexpr Computes kComputes = {{compute<Output, 1>, compute<Output, 2>}, compute_two<Output>};
+
+/// How a call's sums become its outputs.
+struct Way {
+  Computes computes;
+  bool uses_thresholds = false;
+  bool uses_tile = false;  ///< for outputs that are not planar
+  bool uses_derived_tile = false;
+};
+
+Way choose_way(const OutputStage& stage, const ConvolutionCall& call) {
+  const Way plain{kComputes<PlainOutput>};
+  const auto bytes = [&](const Computes& computes) {
+    const bool derived_tile = stage.derived_bits != 0 && !derives_index(stage);
+    return Way{computes, stage.thresholds != nullptr, stage.format != kPlanar8, derived_tile};
+  };
+  if (!is_common(stage, kPlanar8)) return plain;
+  if (stage.thresholds != nullptr) return bytes(kComputes<ByteOutput<ThresholdBytes>>);
+  if (!stays_convertible(stage, call, 32767)) return plain;
   if (stage.range.lowest < 0) {
-    return stage.has_residual() ? output_plainly : output_block<Requantized<Residual::none, true>>;
+    return stage.has_residual() ? plain : bytes(kComputes<ByteOutput<Requantized<Residual::none, true>>>);
   }
-  if (!stage.has_residual()) return output_block<Requantized<Residual::none, false>>;
-  return stage.residual_signed ? output_block<Requantized<Residual::signed8, false>>
-                               : output_block<Requantized<Residual::unsigned8, false>>;
+  if (!stage.has_residual()) return bytes(kComputes<ByteOutput<Requantized<Residual::none, false>>>);
+  return bytes(stage.residual_signed ? kComputes<ByteOutput<Requantized<Residual::signed8, false>>>
+                                     : kComputes<ByteOutput<Requantized<Residual::unsigned8, false>>>);
+}
+
+/// What `count` output channels from `first` need, given the sums of their tables' minima: sum + start in
+/// words. Returns whether thresholds 1 and 3 are in bytes, which they are wherever they fit.
+bool prepare_channels(const OutputStage& stage, bool uses_thresholds, int first, int count, int last_channel,
+                      const std::int32_t* minimum, Channel* channels) {
+  bool fits_bytes = uses_thresholds && stage.format == kIndex3 && stage.derived_bits == 0;
+  int lower[kChunk + kBlockChannels] = {};
+  int upper[kChunk + kBlockChannels] = {};
+  for (int k = 0; k < count; ++k) {
+    int start = 32768 + minimum[k];
+    if (uses_thresholds) {
+      // Sums minus their minimum are 0 .. kLargestSum, so this changes no comparison.
+      const auto threshold = [&](int t) {
+        const int value = stage.thresholds[t * stage.padded_channels + first + k] - minimum[k];
+        return std::clamp(value, -1, kLargestSum);
+      };
+      start = -threshold(1);
+      lower[k] = threshold(0) + start;
+      upper[k] = threshold(2) + start;
+      fits_bytes = fits_bytes && lower[k] >= -128 && upper[k] <= 126;
+    }
+    channels[k].start = in_words(start);
+    channels[k].start_words = in_words(257 * start);
+  }
+  for (int k = 0; k < count; ++k) {
+    channels[k].lower = fits_bytes ? in_bytes(lower[k]) : in_words(lower[k]);
+    channels[k].upper = fits_bytes ? in_bytes(upper[k]) : in_words(upper[k]);
+    const int channel = first + k;
+    const bool completes =
+        channel < last_channel && (channel % kGroup == kGroup - 1 || channel + 1 == last_channel);
+    channels[k].unit = in_bytes(1 << (2 * (channel % kGroup)));
+    channels[k].completes = completes ? channel / kGroup : -1;
+  }
+  return fits_bytes;
 }
 
 void run(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call) {
@@ -441,47 +652,62 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
   const std::uint8_t* weights = tables + kTables * kTableBytes;
   const std::int32_t* minima = packed.program.data() + 1;
   const Steps steps(call, groups, packed.program[0]);
-  const Output output = choose_output(stage, call);
-  const bool tiled = output != output_plainly && stage.format != kPlanar8;
-  const bool derived = output != output_plainly && stage.derived_bits != 0;
+  const Way way = choose_way(stage, call);
 
-  alignas(64) Sums sums[2];  // of a block, and of the next one when they were computed together
   ByteTile tile;
   ByteTile derived_tile;
-  constexpr int kChunk = 5 * kTileChannels;  // output channels whose sums of minima are at hand
-  std::int32_t minimum[kChunk + kBlockChannels];
+  alignas(64) std::uint8_t open[kPositions * kLanes];
+  alignas(64) std::uint8_t derived_thresholds[3][kLanes];
+  for (int t = 0; t < 3 && derives_index(stage); ++t) {
+    std::memset(derived_thresholds[t], stage.derived_thresholds[t], kLanes);
+  }
+  const Context context{stage, call, tile, derived_tile, derived_thresholds[0], open, block_bytes};
   for (int chunk = call.first_channel; chunk < call.last_channel; chunk += kChunk) {
     const int chunk_end = std::min(chunk + kChunk, call.last_channel);
-    std::memset(minimum, 0, sizeof minimum);
+    const int count = std::min(kChunk, padded - chunk);
+    std::int32_t minimum[kChunk] = {};
     for (const Tap& tap : call.taps) {
       const std::int32_t* of_tap = minima + std::ptrdiff_t{tap.index} * padded + chunk;
-      const int count = std::min(kChunk, padded - chunk);
       for (int k = 0; k < count; ++k) minimum[k] += of_tap[k];
     }
+    Channel channels[kChunk];
+    const bool in_bytes =
+        prepare_channels(stage, way.uses_thresholds, chunk, count, call.last_channel, minimum, channels);
+    const Computes& computes = in_bytes ? kComputes<IndexThresholds> : way.computes;
+    const bool uses_tiles = (way.uses_tile && !in_bytes) || way.uses_derived_tile;
     for (int first = 0, left = call.positions; left > 0;) {
       const int positions = left / ((left + kPositions - 1) / kPositions);
       const std::uint8_t* input = call.input.at(first, 0);
-      int computed = chunk;  // output channels before this one are
-      for (int tile_first = chunk; tile_first < chunk_end; tile_first += kTileChannels) {
-        const int channels = std::min(kTileChannels, chunk_end - tile_first);
-        for (int channel = tile_first; channel < tile_first + channels; channel += kBlockChannels) {
-          const std::uint8_t* of_block = weights + channel / kBlockChannels * block_bytes;
-          const Sums* of = &sums[1];
-          if (channel >= computed) {
-            of = &sums[0];
-            if (positions == 1 && channel + kBlockChannels < chunk_end) {
-              accumulate_two(input, steps, tables, of_block, block_bytes, sums);
-              computed = channel + 2 * kBlockChannels;
-            } else {
-              kAccumulate[positions - 1](input, call.input.position_stride, steps, tables, of_block, sums[0]);
-            }
-          }
-          output(stage, call, {of, positions, first, channel, minimum + (channel - chunk)}, tile,
-                 derived_tile);
+      const auto block_at = [&](int channel) {
+        return Block{input,
+                     call.input.position_stride,
+                     &steps,
+                     tables,
+                     weights + channel / kBlockChannels * block_bytes,
+                     channels + (channel - chunk),
+                     first,
+                     channel};
+      };
+      if (positions == 1 && !uses_tiles) {
+        for (int channel = chunk; channel < chunk_end;) {
+          const bool two = channel + kBlockChannels < chunk_end;
+          (two ? computes.two : computes.of[0])(context, block_at(channel));
+          channel += two ? 2 * kBlockChannels : kBlockChannels;
         }
-        if (tiled) store_tile(call.output, stage.format, first, positions, tile_first, channels, tile);
-        if (derived) {
-          store_tile(call.derived, stage.derived_format, first, positions, tile_first, channels,
+        ++first;
+        --left;
+        continue;
+      }
+      for (int tile_first = chunk; tile_first < chunk_end; tile_first += kTileChannels) {
+        const int tile_channels = std::min(kTileChannels, chunk_end - tile_first);
+        for (int channel = tile_first; channel < tile_first + tile_channels; channel += kBlockChannels) {
+          computes.of[positions - 1](context, block_at(channel));
+        }
+        if (way.uses_tile && !in_bytes) {
+          store_tile(call.output, stage.format, first, positions, tile_first, tile_channels, tile);
+        }
+        if (way.uses_derived_tile) {
+          store_tile(call.derived, stage.derived_format, first, positions, tile_first, tile_channels,
                      derived_tile);
         }
       }

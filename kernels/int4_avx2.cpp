@@ -12,16 +12,25 @@
 // Blocks of 3 positions x 16 lanes x 2 output channels: 12 sums, 2 weights, 2 temporaries are the 16
 // registers. 16 lanes of quads8 are a whole cache line.
 //
+// Where a call's taps form whole lines, two neighbouring positions take four multiplications a line instead
+// of six (kernels/line_filter.h): three pairs of positions replace the three positions of a block, and the
+// sums of the four points meet in the output stage as twice the sum, halved by the scale.
+//
 //   weights:  s8 [pair of output channels][tap][group of 4 input channels][2][4]
-//   program:  run length
+//             if filtered, s8 [direction][pair of output channels][point][line][group][2][4]
+//   program:  run length, then whether calls may be filtered by lines
+//             if so, [direction][line][output channel, padded][2 outputs] two words each: what is added to 2
+//             y
 
 #include <array>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <utility>
 
 #include "kernels/blocks_avx2.h"
 #include "kernels/kernels.h"
+#include "kernels/line_filter.h"
 #include "kernels/output_avx2.h"
 
 namespace nibble {
@@ -33,6 +42,10 @@ constexpr int kParts = 2;  ///< registers of 8 lanes in a register block
 constexpr int kHalves = kLanes / (8 * kParts);
 constexpr int kQuad = 4;  ///< input channels of a step
 constexpr int kPartBytes = 32;
+constexpr int kBlockBytes = kParts * kPartBytes;
+constexpr int kFilteredGroups = 16;    ///< of layers that are filtered by lines
+constexpr int kFilteredOutputs = 256;  ///< output channels of layers that are
+constexpr int kFilteredChannels = 16;  ///< output channels that share the loads of a point's V
 constexpr float kLargestSum = 2.0F * 32768.0F * kMaximumSteps;  ///< two words a step, at the very most
 
 int groups_of(const ConvolutionShape& shape) {
@@ -57,35 +70,20 @@ int proven_run_length(const ConvolutionLayer& layer) {
   const int limit = activation_limit(layer.activation_bits);
   const int steps = taps * groups;
   if (steps > kMaximumSteps) return 0;
-  struct Extremes {
-    int lowest;
-    int highest;
-  };
-  std::vector<Extremes> of_step(static_cast<std::size_t>(steps));
+  std::vector<int> negative(static_cast<std::size_t>(steps));
+  std::vector<int> positive(static_cast<std::size_t>(steps));
   int proven = steps;
   for (int o = 0; o < layer.shape.output_channels; ++o) {
     for (int first = 0; first < kQuad; first += 2) {  // the word's place in the group
       for (int step = 0; step < steps; ++step) {
-        Extremes& extremes = of_step[static_cast<std::size_t>(step)];
-        extremes = {0, 0};
+        int& lowest = negative[static_cast<std::size_t>(step)] = 0;
+        int& highest = positive[static_cast<std::size_t>(step)] = 0;
         for (int i = first; i < first + 2; ++i) {
           const int weight = weight_of(layer, o, step / groups, kQuad * (step % groups) + i);
-          (weight < 0 ? extremes.lowest : extremes.highest) += weight * limit;
+          (weight < 0 ? lowest : highest) += std::abs(weight) * limit;
         }
       }
-      Extremes sum{0, 0};
-      std::size_t begin = 0;
-      for (std::size_t end = 0; end < of_step.size(); ++end) {
-        sum.lowest += of_step[end].lowest;
-        sum.highest += of_step[end].highest;
-        while (sum.lowest < -32768 || sum.highest > 32767) {
-          // begin .. end overflows, so no run may have this length.
-          proven = std::min(proven, static_cast<int>(end - begin));
-          sum.lowest -= of_step[begin].lowest;
-          sum.highest -= of_step[begin].highest;
-          ++begin;
-        }
-      }
+      proven = std::min({proven, longest_run(negative, 32768), longest_run(positive, 32767)});
     }
   }
   return proven;
@@ -95,10 +93,100 @@ bool supports(const ConvolutionLayer& layer) {
   return steps_fit(layer.shape, groups_of(layer.shape), proven_run_length(layer));
 }
 
+/// U of a point; zero for channels that do not exist.
+int point_weight_of(const ConvolutionLayer& layer, int output_channel, int direction, int line, int point,
+                    int channel) {
+  const auto weight = [&](int place) {
+    return weight_of(layer, output_channel, tap_of_line(direction, line, place), channel);
+  };
+  return point_weight(point, weight(0), weight(1), weight(2));
+}
+
+/// Whether lines of taps may be filtered: every U fits s8, no pair of products saturates, and twice the sum
+/// of each word fits s16.
+bool lines_are_proved(const ConvolutionLayer& layer) {
+  const ConvolutionShape& shape = layer.shape;
+  const int groups = groups_of(shape);
+  const int highest = 2 * activation_limit(layer.activation_bits);
+  if (shape.kernel != kLines || shape.stride != 1 || groups > kFilteredGroups ||
+      shape.output_channels > kFilteredOutputs || highest > 255) {
+    return false;
+  }
+  for (int o = 0; o < shape.output_channels; ++o) {
+    std::int64_t sums[2][2] = {};  // [place of the word in the group][sign]
+    for (int tap = 0; tap < kLines * kLines; ++tap) {
+      for (int i = 0; i < shape.input_channels; ++i) {
+        const int weight = weight_of(layer, o, tap, i);
+        sums[i % kQuad / 2][weight < 0 ? 0 : 1] += std::abs(weight) * highest;
+      }
+    }
+    for (const auto& word : sums) {
+      if (word[0] > 32768 || word[1] > 32767) return false;
+    }
+    for (int direction = 0; direction < kDirections; ++direction) {
+      for (int line = 0; line < kLines; ++line) {
+        for (int point = 0; point < kPoints; ++point) {
+          for (int i = 0; i < shape.input_channels; i += 2) {
+            const int first = std::abs(point_weight_of(layer, o, direction, line, point, i));
+            const int second = std::abs(point_weight_of(layer, o, direction, line, point, i + 1));
+            if (std::max(first, second) > 127 || (first + second) * highest > 32767) return false;
+          }
+        }
+      }
+    }
+  }
+  return true;
+}
+
+/// What is added to M0 + M1 + M2 (output 0) and M1 - M2 - M3 (output 1) for one line, two words.
+std::uint32_t line_constant(const ConvolutionLayer& layer, int output_channel, int direction, int line,
+                            int output) {
+  const int limit = activation_limit(layer.activation_bits);
+  std::uint16_t words[2] = {};
+  for (int i = 0; i < layer.shape.input_channels; ++i) {
+    const auto weight = [&](int point) {
+      return point_weight_of(layer, output_channel, direction, line, point, i);
+    };
+    const int added = output == 0 ? -limit * (weight(0) + weight(2)) : limit * (weight(2) + weight(3));
+    std::uint16_t& word = words[i % kQuad / 2];
+    word = static_cast<std::uint16_t>(word + added);
+  }
+  return words[0] | std::uint32_t{words[1]} << 16;
+}
+
+void pack_lines(const ConvolutionLayer& layer, PackedConvolution& packed) {
+  const int padded = padded_channels_of(layer.shape);
+  const int groups = groups_of(layer.shape);
+  for (int direction = 0; direction < kDirections; ++direction) {
+    for (int line = 0; line < kLines; ++line) {
+      for (int o = 0; o < padded; ++o) {
+        for (int output = 0; output < 2; ++output) {
+          packed.program.push_back(
+              static_cast<std::int32_t>(line_constant(layer, o, direction, line, output)));
+        }
+      }
+    }
+    for (int pair = 0; pair < padded; pair += kPair) {
+      for (int point = 0; point < kPoints; ++point) {
+        for (int step = 0; step < kLines * groups; ++step) {
+          for (int o = pair; o < pair + kPair; ++o) {
+            for (int i = 0; i < kQuad; ++i) {
+              packed.weights.push_back(static_cast<std::uint8_t>(
+                  point_weight_of(layer, o, direction, step / groups, point, kQuad * (step % groups) + i)));
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
 PackedConvolution pack(const ConvolutionLayer& layer) {
   const int taps = layer.shape.kernel * layer.shape.kernel;
   const int groups = groups_of(layer.shape);
-  PackedConvolution packed{layer.shape, layer.activation_bits, {}, {proven_run_length(layer)}};
+  const bool filtered = lines_are_proved(layer);
+  PackedConvolution packed{
+      layer.shape, layer.activation_bits, {}, {proven_run_length(layer), filtered ? 1 : 0}};
   for (int pair = 0; pair < padded_channels_of(layer.shape); pair += kPair) {
     for (int tap = 0; tap < taps; ++tap) {
       for (int group = 0; group < groups; ++group) {
@@ -110,6 +198,7 @@ PackedConvolution pack(const ConvolutionLayer& layer) {
       }
     }
   }
+  if (filtered) pack_lines(layer, packed);
   return packed;
 }
 
@@ -129,10 +218,9 @@ template <std::size_t... B>
 inline __attribute__((always_inline)) void accumulate_block(std::index_sequence<B...>,
                                                             const std::uint8_t* input, std::ptrdiff_t stride,
                                                             const Steps& steps, const std::uint8_t* weights,
-                                                            Partial& partial) {
+                                                            __m256i* store) {
   constexpr std::size_t kCount = sizeof...(B);
   const std::uint8_t* const position[kPositions] = {input, input + stride, input + 2 * stride};
-  __m256i* store = partial.sums;
   for (const Run& run : steps) {
     const std::uint8_t* quads = weights + kPair * kQuad * run.weights;
     const std::ptrdiff_t* step = run.first;
@@ -168,32 +256,50 @@ inline __attribute__((always_inline)) void accumulate_block(std::index_sequence<
 }
 
 using Accumulate = void (*)(const std::uint8_t* input, std::ptrdiff_t stride, const Steps& steps,
-                            const std::uint8_t* weights, Partial& partial);
+                            const std::uint8_t* weights, __m256i* store);
 
 template <std::size_t Positions>
 void accumulate(const std::uint8_t* input, std::ptrdiff_t stride, const Steps& steps,
-                const std::uint8_t* weights, Partial& partial) {
-  accumulate_block(std::make_index_sequence<Positions * kParts>{}, input, stride, steps, weights, partial);
+                const std::uint8_t* weights, __m256i* store) {
+  accumulate_block(std::make_index_sequence<Positions * kParts>{}, input, stride, steps, weights, store);
 }
 
 constexpr Accumulate kAccumulate[kPositions] = {accumulate<1>, accumulate<2>, accumulate<3>};
 
+/// How the sums of a block lie in memory.
+enum class Form {
+  single_run,  ///< [output channel][position][part] of a pair of output channels
+  runs,        ///< [run] of these
+  points,      ///< [pair][point][output channel][pair of positions][part]; they add up to twice the sum
+};
+
 /// A block whose runs are done: what the output stages read.
 struct Block {
-  const Partial* partial;  ///< of two pairs of output channels, 16 lanes
+  const __m256i* pairs[2];  ///< sums of two pairs of output channels, 16 lanes
   int positions;
   int runs;
   int first_position;
-  int channel;  ///< first of the two pairs
-  int half;     ///< which 16 of the 32 lanes
+  int channel;                               ///< first of the two pairs
+  int half;                                  ///< which 16 of the 32 lanes
+  const std::uint32_t* constants = nullptr;  ///< [output channel][2 outputs]: added to points
 
-  /// Sums of channel `channel` + k, position p, 8 lanes, s32.
-  template <bool single_run>
-  __m256i sum(int k, int p, int part) const {
+  /// Sums of channel `channel` + k, 8 lanes, s32, of position p, or, times 2, of position 2 p + place.
+  template <Form form>
+  __m256i sum(int k, int p, [[maybe_unused]] int place, int part) const {
     const __m256i ones = _mm256_set1_epi16(1);
-    const __m256i* words = partial[k / kPair].sums + ((k % kPair) * positions + p) * kParts + part;
+    if constexpr (form == Form::points) {
+      const int registers = kPair * (positions / 2) * kParts;
+      const __m256i* m = pairs[k / kPair] + ((k % kPair) * (positions / 2) + p) * kParts + part;
+      const __m256i constant = _mm256_set1_epi32(static_cast<std::int32_t>(constants[2 * k + place]));
+      const __m256i sum1 = _mm256_add_epi16(constant, m[registers]);
+      const __m256i words =
+          place == 0 ? _mm256_add_epi16(_mm256_add_epi16(sum1, m[2 * registers]), m[0])
+                     : _mm256_sub_epi16(_mm256_sub_epi16(sum1, m[2 * registers]), m[3 * registers]);
+      return _mm256_madd_epi16(words, ones);
+    }
+    const __m256i* words = pairs[k / kPair] + ((k % kPair) * positions + p) * kParts + part;
     __m256i total = _mm256_madd_epi16(words[0], ones);
-    if constexpr (!single_run) {
+    if constexpr (form == Form::runs) {
       const int registers = kPair * positions * kParts;
       for (int r = 1; r < runs; ++r) {
         total = _mm256_add_epi32(total, _mm256_madd_epi16(words[r * registers], ones));
@@ -203,174 +309,34 @@ struct Block {
   }
 };
 
-/// x at 4 bits from 32 bytes of the stream: how many of 15 ascending thresholds are exceeded, by bisection
-/// with table look-ups.
-class FourBitThresholds {
- public:
-  explicit FourBitThresholds(const std::uint8_t* thresholds) {
-    alignas(32) std::uint8_t flipped[4][16] = {};  // comparisons are signed
-    for (int k = 0; k < 15; ++k) flipped[0][k] = static_cast<std::uint8_t>(thresholds[k] ^ 0x80);
-    for (int k = 0; k < 14; ++k) flipped[1][k] = flipped[0][k + 1];
-    for (int k = 0; k < 12; ++k) flipped[2][k] = flipped[0][k + 3];
-    for (int level = 0; level < 3; ++level) {
-      table_[level] =
-          _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(flipped[level])));
-    }
-    middle_ = _mm256_set1_epi8(static_cast<char>(flipped[0][7]));
-  }
+using Output = void (*)(const OutputStage& stage, const ConvolutionCall& call, const Block& block,
+                        const DerivedInput& derived);
 
-  __m256i derive(__m256i stream) const {
-    const __m256i value = _mm256_xor_si256(stream, _mm256_set1_epi8(-128));
-    // x is known but for its lowest 3, 2, 1, 0 bits; table_[level][x] is the threshold of the next bit.
-    __m256i x = _mm256_and_si256(_mm256_cmpgt_epi8(value, middle_), _mm256_set1_epi8(8));
-    x = _mm256_or_si256(x, _mm256_and_si256(_mm256_cmpgt_epi8(value, _mm256_shuffle_epi8(table_[2], x)),
-                                            _mm256_set1_epi8(4)));
-    x = _mm256_or_si256(x, _mm256_and_si256(_mm256_cmpgt_epi8(value, _mm256_shuffle_epi8(table_[1], x)),
-                                            _mm256_set1_epi8(2)));
-    return _mm256_sub_epi8(x, _mm256_cmpgt_epi8(value, _mm256_shuffle_epi8(table_[0], x)));
-  }
-
- private:
-  __m256i table_[3];  ///< [level][x]: threshold number x + 2^level - 1
-  __m256i middle_;
-};
-
-enum class Residual { none, unsigned8, signed8 };
-
-/// One layout for the output and the residual.
-enum class Layout { quads, planar };
-
-/// Bytes, with or without a residual and the next block's 4-bit x (always quads8). Everything that the stores
-/// could change, as far as the compiler knows, is copied first.
-template <Layout layout, Residual residual, bool is_signed, bool single_run>
-void output_bytes(const OutputStage& stage, const ConvolutionCall& call, const Block& given) {
-  const Block block = given;
-  const __m256i highest = _mm256_set1_epi8(static_cast<char>(stage.range.highest));
-  // The packs leave, in each half, four lanes of channel 0, four of channel 1, ...
-  const __m256i transpose = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15,  //
-                                             0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  const __m256i join_halves = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-  constexpr std::uint8_t kUnused[15] = {};
-  const bool derives = stage.derived_bits != 0;
-  const FourBitThresholds thresholds(derives ? stage.derived_thresholds : kUnused);
-  const int channels = std::min(kQuad, call.last_channel - block.channel);
-  const int group = block.channel / kQuad;
-  const std::ptrdiff_t first_lane = std::ptrdiff_t{block.half} * kParts * 8;
-  const std::ptrdiff_t output_stride = call.output.position_stride;
-  const std::ptrdiff_t residual_stride = call.residual.position_stride;
-  const std::ptrdiff_t derived_stride = call.derived.position_stride;
-
-  __m256 scale[kQuad];
-  __m256 offset[kQuad];
-  __m256 ratio[kQuad];
-  // Channels that do not exist have scale, offset and ratio 0 and read another's residual.
-  const std::uint8_t* residual_from[kQuad] = {};
-  std::uint8_t* output_to[kQuad] = {};
-  for (int k = 0; k < kQuad; ++k) {
-    scale[k] = _mm256_broadcast_ss(stage.scale + block.channel + k);
-    offset[k] = _mm256_broadcast_ss(stage.offset + block.channel + k);
-    ratio[k] = _mm256_set1_ps(k < channels ? stage.residual_ratio : 0.0F);
-    const int existing = block.channel + (k < channels ? k : 0);
-    if constexpr (layout == Layout::planar) {
-      output_to[k] = call.output.at(block.first_position, existing) + first_lane;
-      if constexpr (residual != Residual::none) {
-        residual_from[k] = call.residual.at(block.first_position, existing) + first_lane;
-      }
-    } else {
-      output_to[k] = call.output.at(block.first_position, group) + kQuad * first_lane;
-      if constexpr (residual != Residual::none) {
-        residual_from[k] = call.residual.at(block.first_position, group) + kQuad * first_lane;
-      }
-    }
-  }
-  std::uint8_t* derived_to =
-      derives ? call.derived.at(block.first_position, group) + kQuad * first_lane : nullptr;
-
-  for (int p = 0; p < block.positions; ++p) {
+template <typename Writer, Form form>
+void output_bytes(const OutputStage& stage, const ConvolutionCall& call, const Block& given,
+                  const DerivedInput& derived) {
+  const Block block = given;  // the stores could change the other, as far as the compiler knows
+  const Writer writer(stage, call, block.channel, block.first_position, derived,
+                      form == Form::points ? 2.0F : 1.0F);
+  constexpr int kStep = form == Form::points ? 2 : 1;
+  for (int p = 0; p < block.positions; p += kStep) {
     for (int part = 0; part < kParts; ++part) {
-      const std::ptrdiff_t lanes = layout == Layout::quads ? kQuad * 8 * part : 8 * part;
-      const std::ptrdiff_t output_at = p * output_stride + lanes;
-      const std::ptrdiff_t residual_at = p * residual_stride + lanes;
-      __m256i residuals = _mm256_setzero_si256();
-      if constexpr (residual != Residual::none && layout == Layout::quads) {
-        residuals = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(residual_from[0] + residual_at));
-      }
-      const auto residual_of = [&](int k) __attribute__((always_inline)) {
-        if constexpr (layout == Layout::quads) {
-          const __m256i top = _mm256_slli_epi32(residuals, 24 - 8 * k);
-          return residual == Residual::signed8 ? _mm256_srai_epi32(top, 24) : _mm256_srli_epi32(top, 24);
-        } else {
-          const __m128i bytes =
-              _mm_loadl_epi64(reinterpret_cast<const __m128i*>(residual_from[k] + residual_at));
-          return residual == Residual::signed8 ? _mm256_cvtepi8_epi32(bytes) : _mm256_cvtepu8_epi32(bytes);
-        }
+      const auto write = [&](int place) __attribute__((always_inline)) {
+        writer.write(
+            p + place, block.half * kParts + part, [&](int k) __attribute__((always_inline)) {
+              return block.sum<form>(k, p / kStep, place, part);
+            });
       };
-      const auto quantized = [&](int k) __attribute__((always_inline)) {
-        __m256 y = _mm256_mul_ps(_mm256_cvtepi32_ps(block.sum<single_run>(k, p, part)), scale[k]);
-        y = _mm256_add_ps(y, offset[k]);
-        if constexpr (residual != Residual::none) {
-          y = _mm256_fmadd_ps(_mm256_cvtepi32_ps(residual_of(k)), ratio[k], y);
-        }
-        return _mm256_cvtps_epi32(y);  // the packs clamp
-      };
-      const __m256i low = _mm256_packs_epi32(quantized(0), quantized(1));
-      const __m256i high = _mm256_packs_epi32(quantized(2), quantized(3));
-      const __m256i packed = is_signed ? _mm256_packs_epi16(low, high)
-                                       : _mm256_min_epu8(_mm256_packus_epi16(low, high), highest);
-      const auto store = [](std::uint8_t* to, __m256i value) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), value);
-      };
-      if constexpr (layout == Layout::quads) {
-        store(output_to[0] + output_at, _mm256_shuffle_epi8(packed, transpose));
-      } else {
-        const __m256i planes = _mm256_permutevar8x32_epi32(packed, join_halves);
-        const __m128i low_planes = _mm256_castsi256_si128(planes);
-        const __m128i high_planes = _mm256_extracti128_si256(planes, 1);
-        const auto store_plane = [&](int k, __m128i plane) {
-          if (k < channels) _mm_storel_epi64(reinterpret_cast<__m128i*>(output_to[k] + output_at), plane);
-        };
-        store_plane(0, low_planes);
-        store_plane(1, _mm_unpackhi_epi64(low_planes, low_planes));
-        store_plane(2, high_planes);
-        store_plane(3, _mm_unpackhi_epi64(high_planes, high_planes));
-      }
-      if (derives) {
-        store(derived_to + p * derived_stride + kQuad * 8 * part,
-              _mm256_shuffle_epi8(thresholds.derive(packed), transpose));
-      }
+      write(0);
+      if constexpr (kStep == 2) write(1);
     }
   }
 }
 
-using Output = void (*)(const OutputStage& stage, const ConvolutionCall& call, const Block& block);
-
-template <Layout layout, bool single_run>
+template <Form form>
 Output choose_output(const OutputStage& stage) {
-  if (stage.range.lowest < 0) {
-    return stage.has_residual() ? nullptr : output_bytes<layout, Residual::none, true, single_run>;
-  }
-  if (!stage.has_residual()) return output_bytes<layout, Residual::none, false, single_run>;
-  return stage.residual_signed ? output_bytes<layout, Residual::signed8, false, single_run>
-                               : output_bytes<layout, Residual::unsigned8, false, single_run>;
-}
-
-/// nullptr: the output stage that all AVX2 kernels share, which wants 32 lanes at once.
-Output choose_output(const OutputStage& stage, const ConvolutionCall& call, int runs) {
-  if (!stays_convertible(stage, call, kLargestSum)) return nullptr;
-  if (stage.range.lowest < 0 && (stage.range.lowest != -128 || stage.range.highest != 127)) return nullptr;
-  if (stage.range.highest > 255) return nullptr;
-  if (stage.has_residual() && !(stage.residual_format == stage.format)) return nullptr;
-  if (stage.derived_bits != 0 && !(stage.derived_bits == 4 && stage.derived_format == kQuads8)) {
-    return nullptr;
-  }
-  if (stage.format == kQuads8) {
-    return runs == 1 ? choose_output<Layout::quads, true>(stage) : choose_output<Layout::quads, false>(stage);
-  }
-  if (stage.format == kPlanar8) {
-    return runs == 1 ? choose_output<Layout::planar, true>(stage)
-                     : choose_output<Layout::planar, false>(stage);
-  }
-  return nullptr;
+  return choose_byte_writer(stage,
+                            []<typename Writer>(Writer*) -> Output { return output_bytes<Writer, form>; });
 }
 
 /// The two halves of a block's lanes, by the shared output stage.
@@ -380,37 +346,171 @@ void output_any(const OutputStage& stage, const ConvolutionCall& call, const Blo
     __m256i sums[kOutputBlock][kHalves * kParts] = {};
     for (int k = 0; k < kOutputBlock && block.channel + k < call.last_channel; ++k) {
       for (int part = 0; part < kHalves * kParts; ++part) {
-        sums[k][part] = halves[part / kParts].sum<false>(k, p, part % kParts);
+        sums[k][part] = halves[part / kParts].sum<Form::runs>(k, p, 0, part % kParts);
       }
     }
     write_outputs(stage, call, block.first_position + p, block.channel, sums);
   }
 }
 
+/// V of `Pairs` pairs of positions, 16 lanes: [point][line][group][pair of positions][part]. input: of the
+/// first position.
+template <int Pairs>
+void transform(const ConvolutionCall& call, const Lines& lines, int groups, int activation_bits,
+               const std::uint8_t* input, std::uint8_t* to) {
+  const __m256i limit = _mm256_set1_epi8(static_cast<char>(activation_limit(activation_bits)));
+  const std::ptrdiff_t point_bytes = std::ptrdiff_t{lines.count} * groups * Pairs * kBlockBytes;
+  const std::ptrdiff_t stride = call.input.position_stride;
+  const auto load = [](const std::uint8_t* at) {
+    return loaded_once(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+  };
+  for (int line = 0; line < lines.count; ++line) {
+    const std::uint8_t* from = input + lines.offsets[line];
+    for (int group = 0; group < groups; ++group, from += call.input.group_stride, to += Pairs * kBlockBytes) {
+      for (int part = 0; part < kParts; ++part) {
+        const std::uint8_t* d = from + part * kPartBytes;
+        __m256i d0 = load(d);
+        __m256i d1 = load(d + stride);
+        __m256i d0_limit = _mm256_add_epi8(d0, limit);
+        for (int pair = 0; pair < Pairs; ++pair) {
+          const __m256i d2 = load(d + (2 * pair + 2) * stride);
+          const __m256i d3 = load(d + (2 * pair + 3) * stride);
+          const __m256i d2_limit = _mm256_add_epi8(d2, limit);
+          auto* v = reinterpret_cast<__m256i*>(to + pair * kBlockBytes + part * kPartBytes);
+          const auto store = [&](int point, __m256i value) {
+            _mm256_store_si256(v + point * point_bytes / kPartBytes, value);
+          };
+          store(0, _mm256_sub_epi8(d0_limit, d2));
+          store(1, _mm256_add_epi8(d1, d2));
+          store(2, _mm256_sub_epi8(d2_limit, d1));
+          store(3, _mm256_sub_epi8(_mm256_add_epi8(d1, limit), d3));
+          d0_limit = d2_limit;
+          d1 = d3;
+        }
+      }
+    }
+  }
+}
+
+using Transform = void (*)(const ConvolutionCall& call, const Lines& lines, int groups, int activation_bits,
+                           const std::uint8_t* input, std::uint8_t* to);
+constexpr Transform kTransform[kPositions] = {transform<1>, transform<2>, transform<3>};
+
+/// The parts of a packed layer that line filters need.
+struct FilteredWeights {
+  const std::uint8_t* weights;  ///< of the direction and the first line
+  std::ptrdiff_t point_bytes;
+  const std::int32_t* constants;  ///< of the direction and the first line
+  std::ptrdiff_t line_constants;
+};
+
+FilteredWeights filtered_weights(const PackedConvolution& packed, const Lines& lines) {
+  const int padded = padded_channels_of(packed.shape);
+  const int line_bytes = groups_of(packed.shape) * kPair * kQuad;
+  const std::ptrdiff_t direct = std::ptrdiff_t{padded} / kPair * kLines * kLines * line_bytes;
+  const std::ptrdiff_t direction = std::ptrdiff_t{padded} / kPair * kPoints * kLines * line_bytes;
+  return {packed.weights.data() + direct + lines.direction * direction + lines.first * line_bytes,
+          std::ptrdiff_t{kLines} * line_bytes,
+          packed.program.data() + 2 + (lines.direction * kLines + lines.first) * padded * 2, padded * 2};
+}
+
+/// The first positions of a call, an even number, by line filters. output: one of this file's.
+void run_lines(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call,
+               const Lines& lines, int filtered_positions, const DerivedInput& derived) {
+  const int groups = groups_of(packed.shape);
+  const FilteredWeights filtered = filtered_weights(packed, lines);
+  const Output output = choose_output<Form::points>(stage);
+  // Words of the lines' constants are added apart: no carry from the lower one.
+  std::uint32_t constants[2 * kFilteredOutputs];
+  for (int i = 0; i < 2 * padded_channels_of(packed.shape); ++i) {
+    std::uint32_t low = 0;
+    std::uint32_t high = 0;
+    for (int line = 0; line < lines.count; ++line) {
+      const auto words = static_cast<std::uint32_t>(filtered.constants[line * filtered.line_constants + i]);
+      low += words & 0xFFFFU;
+      high += words >> 16;
+    }
+    constants[i] = (low & 0xFFFFU) | high << 16;
+  }
+  alignas(32) std::uint8_t v[kPoints * kLines * kFilteredGroups * kPositions * kBlockBytes];
+  alignas(32) __m256i sums[kFilteredChannels / kPair * kPoints * kPair * kPositions * kParts];
+  for (int first = 0, left = filtered_positions / 2; left > 0;) {
+    const int pairs = left / ((left + kPositions - 1) / kPositions);
+    const int registers = kPair * pairs * kParts;
+    const Steps steps(lines.count * groups, std::ptrdiff_t{pairs} * kBlockBytes);
+    const std::ptrdiff_t point_bytes = std::ptrdiff_t{lines.count} * groups * pairs * kBlockBytes;
+    for (int half = 0; half < kHalves; ++half) {
+      kTransform[pairs - 1](call, lines, groups, packed.activation_bits,
+                            call.input.at(first, 0) + std::ptrdiff_t{half} * kBlockBytes, v);
+      for (int chunk = call.first_channel; chunk < call.last_channel; chunk += kFilteredChannels) {
+        const int channels = std::min(kFilteredChannels, call.last_channel - chunk);
+        const int padded = (channels + kOutputBlock - 1) / kOutputBlock * kOutputBlock;
+        for (int point = 0; point < kPoints; ++point) {
+          for (int channel = chunk; channel < chunk + padded; channel += kPair) {
+            kAccumulate[pairs - 1](
+                v + point * point_bytes, kBlockBytes, steps,
+                filtered.weights + (channel / kPair * kPoints + point) * filtered.point_bytes,
+                sums + ((channel - chunk) / kPair * kPoints + point) * registers);
+          }
+        }
+        for (int channel = chunk; channel < chunk + padded; channel += kOutputBlock) {
+          const __m256i* of_block = sums + (channel - chunk) / kPair * kPoints * registers;
+          output(stage, call,
+                 {{of_block, of_block + kPoints * registers},
+                  2 * pairs,
+                  1,
+                  first,
+                  channel,
+                  half,
+                  constants + 2 * channel},
+                 derived);
+        }
+      }
+    }
+    first += 2 * pairs;
+    left -= pairs;
+  }
+}
+
 void run(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call) {
+  const bool own_output = has_byte_form(stage, call, kLargestSum);
+  const DerivedInput derived(stage);
+  int filtered = 0;
+  if (packed.program[1] != 0 && own_output && call.positions > 1) {
+    const Lines lines = lines_of(call);
+    if (lines.count > 0) {
+      filtered = call.positions / 2 * 2;
+      run_lines(packed, stage, call, lines, filtered, derived);
+    }
+  }
+  if (filtered == call.positions) return;
+
   const int groups = groups_of(packed.shape);
   const std::ptrdiff_t pair_bytes =
       std::ptrdiff_t{packed.shape.kernel} * packed.shape.kernel * groups * kPair * kQuad;
   const Steps steps(call, groups, packed.program[0]);
-  const Output output = choose_output(stage, call, steps.count());
+  const Output output = !own_output          ? nullptr
+                        : steps.count() == 1 ? choose_output<Form::single_run>(stage)
+                                             : choose_output<Form::runs>(stage);
 
   alignas(32) Partial partial[kHalves][kOutputBlock / kPair];
-  for (int first = 0, left = call.positions; left > 0;) {
+  for (int first = filtered, left = call.positions - filtered; left > 0;) {
     const int positions = left / ((left + kPositions - 1) / kPositions);
     const auto compute = [&](int channel, int half) {
-      const std::uint8_t* input = call.input.at(first, 0) + std::ptrdiff_t{half} * kParts * kPartBytes;
+      const std::uint8_t* input = call.input.at(first, 0) + std::ptrdiff_t{half} * kBlockBytes;
       for (int pair = 0; pair < kOutputBlock / kPair; ++pair) {
         kAccumulate[positions - 1](input, call.input.position_stride, steps,
                                    packed.weights.data() + (channel / kPair + pair) * pair_bytes,
-                                   partial[half][pair]);
+                                   partial[half][pair].sums);
       }
-      return Block{partial[half], positions, steps.count(), first, channel, half};
+      return Block{
+          {partial[half][0].sums, partial[half][1].sums}, positions, steps.count(), first, channel, half};
     };
     if (output != nullptr) {
       // Half the lanes at a time, so that the rows under a block stay in the first-level cache.
       for (int half = 0; half < kHalves; ++half) {
         for (int channel = call.first_channel; channel < call.last_channel; channel += kOutputBlock) {
-          output(stage, call, compute(channel, half));
+          output(stage, call, compute(channel, half), derived);
         }
       }
     } else {
@@ -424,9 +524,12 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
 }
 
 constexpr ConvolutionKernel row(std::string_view name, int weight_bits, int activation_bits) {
-  return {
-      name, InstructionSet::avx2, weight_bits, activation_bits, kLanes, kOutputBlock, kQuads8, supports, pack,
-      run};
+  return {name,        InstructionSet::avx2,
+          weight_bits, activation_bits,
+          kLanes,      kOutputBlock,
+          kQuads8,     supports,
+          pack,        run,
+          kQuads8};
 }
 
 constexpr std::array kRows = {

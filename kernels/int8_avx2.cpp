@@ -19,6 +19,7 @@
 
 #include <array>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels/blocks_avx2.h"
 #include "kernels/kernels.h"
@@ -118,20 +119,51 @@ using Accumulate = void (*)(const ConvolutionCall& call, const std::uint8_t* inp
                             const std::int32_t* first_run, const Program& program, __m256i (*sums)[kParts]);
 constexpr Accumulate kAccumulate[] = {accumulate<1>, accumulate<2>, accumulate<3>, accumulate<4>};
 
-void run(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call) {
+/// Writer: a ByteWriter, or nothing (void) for the output stage that all AVX2 kernels share.
+template <typename Writer>
+void run_with(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call) {
   const Program program = program_of(packed);
   const Accumulate accumulate_pair = kAccumulate[program.length - 1];
   const int taps = packed.shape.kernel * packed.shape.kernel;
-  for (int position = 0; position < call.positions; ++position) {
-    const std::uint8_t* input = call.input.at(position, 0);
-    for (int channel = call.first_channel; channel < call.last_channel; channel += kOutputBlock) {
-      __m256i sums[kOutputBlock][kParts];
-      for (int o = 0; o < kOutputBlock; o += kPair) {
-        accumulate_pair(call, input, program.first_run + (channel + o) / kPair * taps, program, sums + o);
+  const DerivedInput derived(stage);
+  for (int channel = call.first_channel; channel < call.last_channel; channel += kOutputBlock) {
+    const auto each_position = [&](auto write) __attribute__((always_inline)) {
+      for (int position = 0; position < call.positions; ++position) {
+        const std::uint8_t* input = call.input.at(position, 0);
+        __m256i sums[kOutputBlock][kParts];
+        for (int o = 0; o < kOutputBlock; o += kPair) {
+          accumulate_pair(call, input, program.first_run + (channel + o) / kPair * taps, program, sums + o);
+        }
+        write(position, sums);
       }
-      write_outputs(stage, call, position, channel, sums);
+    };
+    if constexpr (std::is_void_v<Writer>) {
+      each_position([&](int position, const __m256i(&sums)[kOutputBlock][kParts]) {
+        write_outputs(stage, call, position, channel, sums);
+      });
+    } else {
+      const Writer writer(stage, call, channel, 0, derived);
+      each_position([&](int position, const __m256i(&sums)[kOutputBlock][kParts]) {
+        for (int part = 0; part < kParts; ++part) {
+          writer.write(
+              position, part, [&](int k) __attribute__((always_inline)) { return sums[k][part]; });
+        }
+      });
     }
   }
+}
+
+using RunFunction = void (*)(const PackedConvolution& packed, const OutputStage& stage,
+                             const ConvolutionCall& call);
+
+void run(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call) {
+  const float largest_sum = 255.0F * 127.0F * static_cast<float>(packed.shape.filter_size());
+  const RunFunction chosen =
+      has_byte_form(stage, call, largest_sum)
+          ? choose_byte_writer(stage,
+                               []<typename Writer>(Writer*) -> RunFunction { return run_with<Writer>; })
+          : run_with<void>;
+  chosen(packed, stage, call);
 }
 
 constexpr std::array kRows = {

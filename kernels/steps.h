@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <vector>
 
 #include "kernels/convolution_kernel.h"
 
@@ -61,6 +62,12 @@ class Steps {
     }
   }
 
+  /// One run of `count` steps whose activations lie `bytes` apart.
+  Steps(int count, std::ptrdiff_t bytes) : count_(1) {
+    for (int i = 0; i < count; ++i) offsets_[i] = i * bytes;
+    runs_[0] = {offsets_, offsets_ + count, 0};
+  }
+
   int count() const { return count_; }
   const Run* begin() const { return runs_; }
   const Run* end() const { return runs_ + count_; }
@@ -76,6 +83,22 @@ inline bool steps_fit(const ConvolutionShape& shape, int groups, int run_length)
   const int row = shape.kernel * groups;
   return run_length > 0 && shape.kernel * row <= kMaximumSteps &&
          shape.kernel * ((row + run_length - 1) / run_length) + 1 <= kMaximumRuns;
+}
+
+/// The largest number of consecutive steps whose ranges add up to at most `limit`, wherever they begin.
+inline int longest_run(const std::vector<int>& ranges, int limit) {
+  std::size_t longest = ranges.size();
+  std::size_t begin = 0;
+  int sum = 0;
+  for (std::size_t end = 0; end < ranges.size(); ++end) {
+    sum += ranges[end];
+    while (sum > limit) {
+      // begin .. end is too much, so no run may have this length.
+      longest = std::min(longest, end - begin);
+      sum -= ranges[begin++];
+    }
+  }
+  return static_cast<int>(longest);
 }
 
 /// Whether every requantized value of the call, of sums up to `largest_sum` in magnitude, is below 2^31

@@ -141,14 +141,14 @@ OptimizerSettings adam() {
 LearnedSchedule block_schedule(const QuantizationOptions& options) {
   LearnedSchedule schedule;
   schedule.steps = options.learning_steps > 0 ? options.learning_steps : 300;
-  // A level is a larger part of a weight at 2 bits, and more of them must move.
-  schedule.rate = options.bits == 2 ? 0.02 : 0.004;
+  schedule.rate = 0.004;
+  schedule.rate_at_two_bits = 0.02;  // a level is a larger part of a weight, and more of them must move
   return schedule;
 }
 
 LearnedSchedule adaptive_schedule(const QuantizationOptions& options) {
   LearnedSchedule schedule = block_schedule(options);
-  schedule.rate = 0.05;
+  schedule.rate = schedule.rate_at_two_bits = 0.05;
   schedule.rates.scales = schedule.rates.biases = schedule.rates.steps = 0.02;
   schedule.rounding_weight = 1e-5;
   return schedule;
@@ -201,6 +201,7 @@ QuantizedParameters reconstruct_blocks(const QuantizationTask& task, const Quant
     LearnedTargets wanted;
     wanted.blocks.assign(network.blocks.size(), nullptr);
     wanted.blocks[b] = batch_targets.data();
+    const double rate = weight_bits_of(task.options, b) == 2 ? schedule.rate_at_two_bits : schedule.rate;
     double average = 0;
     for (int step = 0; step < schedule.steps; ++step) {
       const std::vector<std::uint32_t> chosen = batches.next();
@@ -214,7 +215,7 @@ QuantizedParameters reconstruct_blocks(const QuantizationTask& task, const Quant
         const double passed = (step - schedule.steps / 5.0) / (0.8 * schedule.steps);
         learned.add_rounding_pressure(block, block + 1, schedule.rounding_weight, 2 + 18 * (1 - passed));
       }
-      optimizer->step(schedule.rate * (rounding == Rounding::adaptive ? 1.0 : cosine(step, schedule.steps)));
+      optimizer->step(rate * (rounding == Rounding::adaptive ? 1.0 : cosine(step, schedule.steps)));
       learned.refresh(block, block + 1);
       if (step % 20 == 19 || step + 1 == schedule.steps) {
         report(task, fmt::format("block {}/{}  step {}/{}  squared error {:.2f} %", b + 1,

@@ -275,7 +275,6 @@ struct LearnedNetwork::Implementation {
   std::vector<GroupMemory> memory;  ///< of the threads
   Values linear_partials;           ///< [group][weights, scales, biases]
   bool round = true;
-  int activation_highest;
   float stream_highest = 255;
 
   const Convolution& shape(int convolution) const { return network.convolutions[at(convolution)]; }
@@ -289,10 +288,7 @@ struct LearnedNetwork::Implementation {
 
   Implementation(const NetworkDescription& description, const FoldedParameters& folded,
                  const QuantizedParameters& start, Rounding rounding)
-      : network(description),
-        frame(start),
-        workers(at(omp_get_max_threads())),
-        activation_highest(activation_limit(start.activation_bits)) {
+      : network(description), frame(start), workers(at(omp_get_max_threads())) {
     if (start.weight_bits > 8) {
       throw InputError("learned rounding is for 8, 4 and 2 bits, not for 16; choose --method nearest");
     }
@@ -320,11 +316,12 @@ struct LearnedNetwork::Implementation {
     for (GroupMemory& group : memory) {
       std::size_t largest = 0;
       std::size_t channels = 0;
-      for (const Block& block : network.blocks) {
+      for (std::size_t b = 0; b < network.blocks.size(); ++b) {
+        const Block& block = network.blocks[b];
         const LearnedConvolution& first = conv(block.conv1);
         const LearnedConvolution& second = conv(block.conv2);
         BlockMemory each;
-        if (activation_highest < 255) each.input.reset(first.input_values());
+        if (steps[b].input) each.input.reset(first.input_values());
         each.acc1.reset(first.output_values());
         each.middle.reset(first.output_values());
         each.acc2.reset(second.output_values());
@@ -375,7 +372,7 @@ struct LearnedNetwork::Implementation {
             round};
   }
   LoopRequantization middle_map(int block) {
-    return map_of(conv(network.blocks[at(block)].conv1), 0, static_cast<float>(activation_highest));
+    return map_of(conv(network.blocks[at(block)].conv1), 0, highest(frame.blocks[at(block)].middle_bits));
   }
   LoopRequantization shortcut_map(int block) {
     return map_of(conv(network.blocks[at(block)].projection), -128, 127);
@@ -387,6 +384,7 @@ struct LearnedNetwork::Implementation {
     const Steps& step = steps[at(block)];
     return scale_ratio(step.shortcut ? step.shortcut->scale : stream_scale(block), step.output.scale);
   }
+  static float highest(int bits) { return static_cast<float>(activation_limit(bits)); }
   float input_ratio(int block) const { return scale_ratio(stream_scale(block), input_scale(block)); }
 
   const float* stream_of(GroupMemory& group, int block, int first) const {
@@ -402,7 +400,7 @@ struct LearnedNetwork::Implementation {
     const float* stream = stream_of(group, b, first);
     const float* input = stream;
     if (steps[at(b)].input) {
-      derive_forward(stream, conv1.input_values(), input_ratio(b), static_cast<float>(activation_highest),
+      derive_forward(stream, conv1.input_values(), input_ratio(b), highest(frame.blocks[at(b)].input_bits),
                      round, own.input.data());
       input = own.input.data();
     }
@@ -471,7 +469,7 @@ struct LearnedNetwork::Implementation {
     if (step.input) {
       step.input->partials[number] +=
           derive_backward(stream, group.d_input.data(), inputs, input_ratio(b),
-                          static_cast<float>(activation_highest), round, d_stream);
+                          highest(frame.blocks[at(b)].input_bits), round, d_stream);
     } else {
       std::copy_n(group.d_input.data(), inputs, d_stream);
     }

@@ -25,6 +25,9 @@ enum class Correction {
 struct QuantizationOptions {
   int bits = 8;
   int activation_bits = 8;
+  /// Weights and activations of each block at a width of its own, 8, 4 or 2; `bits` and `activation_bits` are
+  /// the widest. Empty: all blocks alike.
+  std::vector<int> block_bits;
   bool pair_safe = false;
   std::string observer;  ///< empty: the one that suits the width
   std::string method = "nearest";
@@ -49,6 +52,10 @@ struct QuantizationTask {
   /// Widths and activation scales are set; layers are still empty.
   const QuantizedParameters& frame;
 };
+
+/// Width of the weights, and of the activations, of the convolutions in block `block`.
+int weight_bits_of(const QuantizationOptions& options, std::size_t block);
+int activation_bits_of(const QuantizationOptions& options, std::size_t block);
 
 /// A method turns FP32 weights into integers, scales and biases. A new one is one file and one line in
 /// methods.cpp.

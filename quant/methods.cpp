@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "graph/network/error.h"
 #include "graph/network/float_parameters.h"
 #include "quant/method.h"
@@ -11,6 +13,14 @@ constexpr Method kMethods[] = {
     {"blocks", true, quantize_blocks},
     {"distill", true, quantize_distill},
 };
+
+/// The block that convolution `index`, which is not the first, belongs to.
+std::size_t block_of(const NetworkDescription& network, int index) {
+  const auto found = std::find_if(network.blocks.begin(), network.blocks.end(), [&](const Block& block) {
+    return block.conv1 == index || block.conv2 == index || block.projection == index;
+  });
+  return static_cast<std::size_t>(found - network.blocks.begin());
+}
 
 }  // namespace
 
@@ -31,11 +41,20 @@ const Method& find_method(const std::string& name) {
   throw InputError("there is no rounding method '" + name + "'; choose one of " + names);
 }
 
+int weight_bits_of(const QuantizationOptions& options, std::size_t block) {
+  return options.block_bits.empty() ? options.bits : options.block_bits[block];
+}
+
+int activation_bits_of(const QuantizationOptions& options, std::size_t block) {
+  return options.block_bits.empty() ? options.activation_bits : options.block_bits[block];
+}
+
 WeightRule weight_rule(const QuantizationTask& task, std::size_t index) {
   const std::size_t convolutions = task.network.convolutions.size();
   const bool end_layer = index == 0 || index == convolutions;
   WeightRule rule;
-  rule.bits = end_layer && task.options.bits < 8 ? 8 : task.options.bits;
+  rule.bits = end_layer ? std::max(task.options.bits, 8)
+                        : weight_bits_of(task.options, block_of(task.network, static_cast<int>(index)));
   rule.levels = task.options.levels;
   if (index == convolutions) {
     rule.input_channels = task.network.feature_channels;

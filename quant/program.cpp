@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 
@@ -17,6 +18,7 @@
 #include "graph/network/signature.h"
 #include "graph/onednn/int8_unfused_network.h"
 #include "quant/calibration.h"
+#include "quant/mixed_widths.h"
 #include "quant/observer.h"
 #include "quant/quantize.h"
 #include "quant/quantize_unfused.h"
@@ -29,6 +31,7 @@ namespace fs = std::filesystem;
 
 constexpr int kSignatureImages = 1000;
 constexpr int kQualityImages = 200;
+constexpr int kSensitivityImages = 256;
 
 Configuration configuration_of(const QuantOptions& options) {
   Configuration configuration = load_configuration(options.configuration);
@@ -45,19 +48,29 @@ Configuration configuration_of(const QuantOptions& options) {
   return configuration;
 }
 
-QuantizationOptions quantization_of(const QuantConfiguration& quant) {
-  if (quant.bits == 0) {
-    throw InputError("the width is not given; choose --bits 16, 8, 4 or 2");
-  }
-  QuantizationOptions options = default_options(quant.bits, quant.activation_bits);
+bool has_budget(const QuantOptions& options) {
+  return options.budget_bytes || options.budget_ms;
+}
+
+/// Nothing where neither a width nor a budget is given. With a budget the widths are chosen later.
+std::optional<QuantizationOptions> quantization_of(const QuantOptions& command,
+                                                   const QuantConfiguration& quant) {
+  const bool mixed = has_budget(command);
+  if (quant.bits == 0 && !mixed) return std::nullopt;
+  QuantizationOptions options =
+      mixed ? default_options(2, 2) : default_options(quant.bits, quant.activation_bits);
   if (quant.observer != "auto") options.observer = quant.observer;
   options.pair_safe = quant.pair_safe;
   options.method = quant.method == "auto" && quant.fuse
                        ? automatic_method(options.bits, options.activation_bits, options.pair_safe)
                    : quant.method == "auto" ? "nearest"
                                             : quant.method;
+  options.learning_steps = command.learning_steps.value_or(0);
   options.seed = quant.seed;
   check_options(options);
+  if (!quant.fuse && mixed) {
+    throw InputError("a budget is for fused networks; take \"fuse\": false out of cfg_quant");
+  }
   if (!quant.fuse && (options.bits != 8 || options.activation_bits != 8)) {
     throw InputError(fmt::format(
         "--no-fuse is for 8-bit weights and activations only, not for {} and {} bits; leave it out",
@@ -69,10 +82,13 @@ QuantizationOptions quantization_of(const QuantConfiguration& quant) {
   return options;
 }
 
-/// P_int8, P_int8_unfused, P_int2a8, P_int8_pair_safe ...
-fs::path output_file(const std::string& checkpoint_path, const QuantizationOptions& options, bool fuse) {
+/// P_int8, P_int8_unfused, P_int2a8, P_int8_pair_safe, P_mixed ...
+fs::path output_file(const std::string& checkpoint_path, const QuantizationOptions& options, bool fuse,
+                     bool mixed) {
   std::string name =
-      integer_file(checkpoint_path, options.bits, options.activation_bits).replace_extension().string();
+      mixed
+          ? CheckpointPaths(checkpoint_path).last.replace_extension().string() + "_mixed"
+          : integer_file(checkpoint_path, options.bits, options.activation_bits).replace_extension().string();
   if (!fuse) name += "_unfused";
   if (options.pair_safe) name += "_pair_safe";
   return name + ".safetensors";
@@ -173,6 +189,32 @@ void show_progress(const std::string& text) {
   fmt::print(stderr, "quant: {}\n", text);
 }
 
+void end_progress() {
+  if (isatty(STDERR_FILENO) != 0) fmt::print(stderr, "\r\033[K");
+}
+
+/// Measures, chooses within the budget and says what was chosen.
+void choose_block_bits(const QuantOptions& command, const NetworkDescription& network,
+                       const FloatParameters& parameters, std::span<const std::uint8_t> pixels,
+                       QuantizationOptions& quantization) {
+  const auto some = pixels.first(std::min(pixels.size(), kSensitivityImages * cifar10_image_bytes));
+  const WidthTable table = measure_widths(network, parameters, some, quantization);
+  end_progress();
+  const Budget budget{static_cast<double>(command.budget_bytes.value_or(0)),
+                      command.budget_ms.value_or(0) / 1e7};
+  quantization.block_bits = choose_widths(table, budget);
+  quantization.bits = quantization.activation_bits =
+      *std::max_element(quantization.block_bits.begin(), quantization.block_bits.end());
+  fmt::print("{:<8}{:>6}{:>12}{:>12}{:>12}\n", "block", "bits", "loss", "KB", "ms");
+  for (std::size_t b = 0; b < table.blocks.size(); ++b) {
+    for (const BlockWidth& width : table.blocks[b]) {
+      fmt::print("{:<8}{:>6}{:>12.4f}{:>12.1f}{:>12.1f}{}\n", b + 1, width.bits, width.loss,
+                 width.bytes / 1e3, width.seconds * 1e7,
+                 width.bits == quantization.block_bits[b] ? "   chosen" : "");
+    }
+  }
+}
+
 }  // namespace
 
 void add_quant_options(CLI::App& app, QuantOptions& options) {
@@ -184,9 +226,10 @@ void add_quant_options(CLI::App& app, QuantOptions& options) {
   options.configuration = default_configuration_file;
   app.add_option("--cfg", options.configuration,
                  "Configuration; looked for in cfg/ too (default: 64_200.json)");
-  app.add_option("--bits", options.bits, "Width of the convolutions' weights: 16, 8, 4 or 2");
-  app.add_option("--activation-bits", options.activation_bits,
-                 "Width of the convolutions' inputs (default: as --bits)");
+  CLI::Option* bits =
+      app.add_option("--bits", options.bits, "Width of the convolutions' weights: 16, 8, 4 or 2");
+  CLI::Option* activation_bits = app.add_option("--activation-bits", options.activation_bits,
+                                                "Width of the convolutions' inputs (default: as --bits)");
   CLI::Option* fuse =
       app.add_flag("--fuse", options.fuse, "Convolution, bias, residual and ReLU as one operation (default)");
   app.add_flag("--no-fuse", options.no_fuse, "Each operation apart (8 bits only)")->excludes(fuse);
@@ -203,6 +246,18 @@ void add_quant_options(CLI::App& app, QuantOptions& options) {
   app.add_option("--learning-steps", options.learning_steps,
                  "Steps of each stage of a method that learns (default: the method's own number)")
       ->check(CLI::Range(1, 1000000));
+  CLI::Option* bytes =
+      app.add_option("--budget-bytes", options.budget_bytes,
+                     "Instead of --bits: a width for each block, so that the file has at most so many bytes")
+          ->check(CLI::PositiveNumber);
+  CLI::Option* milliseconds =
+      app.add_option("--budget-ms", options.budget_ms,
+                     "Instead of --bits: a width for each block, so that 10,000 images take at most so many "
+                     "milliseconds on this machine")
+          ->check(CLI::PositiveNumber);
+  for (CLI::Option* budget : {bytes, milliseconds}) {
+    budget->excludes(bits)->excludes(activation_bits)->excludes("--no-fuse")->excludes("--pair-safe");
+  }
   app.add_option("--checkpoint-path", options.checkpoint_path,
                  "Instead of cfg.checkpoint_path: P for P.safetensors, or any FP32 checkpoint file");
   app.add_option("-o,--output", options.output, "The file to write (default: P_int8.safetensors and so on)");
@@ -212,20 +267,21 @@ void add_quant_options(CLI::App& app, QuantOptions& options) {
 int quant_program(const QuantOptions& options) {
   const Configuration configuration = configuration_of(options);
   // Wrong options are refused before a file is read; only a trained quantization needs none.
-  if (configuration.cfg_quant.bits != 0) quantization_of(configuration.cfg_quant);
+  const std::optional<QuantizationOptions> given = quantization_of(options, configuration.cfg_quant);
   const ChosenCheckpoint chosen = choose_checkpoint(configuration.cfg.checkpoint_path);
   if (!chosen.ignored_best.empty()) {
     fmt::print(stderr, "quant: {} is of an older training and is ignored\n", chosen.ignored_best.string());
   }
   const TensorFile source = read_tensor_file(chosen.file);
   if (is_trained(source)) return export_program(options, configuration, source);
-  QuantizationOptions quantization = quantization_of(configuration.cfg_quant);
-  quantization.learning_steps = options.learning_steps.value_or(0);
+  if (!given) throw InputError("the width is not given; choose --bits 16, 8, 4 or 2, or a budget");
+  QuantizationOptions quantization = *given;
   const bool fuse = configuration.cfg_quant.fuse;
   const NetworkDescription network = stored_network(source);
   const FloatParameters parameters = stored_parameters(network, source);
   const fs::path output = options.output ? fs::path(*options.output)
-                                         : output_file(configuration.cfg.checkpoint_path, quantization, fuse);
+                                         : output_file(configuration.cfg.checkpoint_path, quantization, fuse,
+                                                       has_budget(options));
   std::error_code ignored;
   if (fs::equivalent(output, chosen.file, ignored)) {
     throw InputError(output.string() + " is the FP32 checkpoint itself; name another file with -o");
@@ -249,8 +305,9 @@ int quant_program(const QuantOptions& options) {
     return 0;
   }
   quantization.progress = show_progress;
+  if (has_budget(options)) choose_block_bits(options, network, parameters, images.pixels, quantization);
   QuantizedNetwork quantized = quantize(network, parameters, images.pixels, quantization);
-  if (isatty(STDERR_FILENO) != 0) fmt::print(stderr, "\r\033[K");
+  end_progress();
   quantized.parameters.provenance.merge(images.provenance);
   write_quantized(output, quantized);
   fmt::print(stderr, "quant: comparing with the FP32 network\n");

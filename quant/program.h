@@ -19,6 +19,8 @@ struct QuantOptions {
   std::optional<int> calibration_images;
   std::optional<std::string> method;
   std::optional<int> learning_steps;
+  std::optional<std::int64_t> budget_bytes;
+  std::optional<double> budget_ms;
   std::optional<std::string> checkpoint_path;
   std::optional<std::string> output;
   std::optional<std::uint64_t> seed;

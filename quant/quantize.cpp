@@ -1,5 +1,7 @@
 #include "quant/quantize.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <cmath>
 #include <map>
@@ -37,12 +39,14 @@ QuantizedParameters make_frame(const NetworkDescription& network, const Calibrat
   int producer = 0;  // of the stream
   float stream_scale = scale(0, stream_limit);
   frame.first_output_scale = stream_scale;
-  for (const Block& shape : network.blocks) {
+  for (std::size_t i = 0; i < network.blocks.size(); ++i) {
+    const Block& shape = network.blocks[i];
     QuantizedBlock block{};
-    const int limit = activation_limit(options.activation_bits);
-    block.input_bits = options.activation_bits;
-    block.middle_bits = options.activation_bits;
-    block.input_scale = options.activation_bits >= 8 ? stream_scale : scale(producer, limit);
+    const int bits = activation_bits_of(options, i);
+    const int limit = activation_limit(bits);
+    block.input_bits = bits;
+    block.middle_bits = bits;
+    block.input_scale = bits >= 8 ? stream_scale : scale(producer, limit);
     block.middle_scale = scale(shape.conv1, limit);
     block.shortcut_scale = 1;
     if (shape.shortcut == Shortcut::projection) {
@@ -75,6 +79,9 @@ void record(const QuantizationTask& task, QuantizedParameters& parameters) {
   provenance["method"] = options.method;
   provenance["weight_scale"] = options.scale_choice == ScaleChoice::mse ? "mse" : "largest";
   provenance["correction"] = name_of(options.correction);
+  if (!options.block_bits.empty()) {
+    provenance[kMixedWidths] = fmt::format("{}", fmt::join(options.block_bits, " "));
+  }
   std::int64_t narrowed = 0;
   std::int64_t channels = 0;
   for (std::size_t i = 1; i < parameters.convolutions.size(); ++i) {
@@ -216,10 +223,14 @@ Quality measure_quality(const FloatParameters& parameters, const QuantizedNetwor
   const QuantizedParameters& result = quantized.parameters;
   for (const int convolution : order) {
     const auto index = static_cast<std::size_t>(convolution);
-    const bool middle = std::any_of(network.blocks.begin(), network.blocks.end(),
-                                    [&](const Block& block) { return block.conv1 == convolution; });
-    quality.layers.push_back({network.convolutions[index].name, result.convolutions[index].weight_bits,
-                              middle ? result.activation_bits : result.residual_bits(), decibels(index)});
+    const auto block = std::find_if(network.blocks.begin(), network.blocks.end(),
+                                    [&](const Block& each) { return each.conv1 == convolution; });
+    const int bits =
+        block == network.blocks.end()
+            ? result.residual_bits()
+            : result.blocks[static_cast<std::size_t>(block - network.blocks.begin())].middle_bits;
+    quality.layers.push_back(
+        {network.convolutions[index].name, result.convolutions[index].weight_bits, bits, decibels(index)});
   }
   quality.layers.push_back({"linear", result.linear.weight_bits, 32, decibels(convolutions)});
   return quality;

@@ -34,6 +34,10 @@ struct QuantizedBlock {
   float output_scale;    ///< of the stream r' that leaves the block
 };
 
+/// Entry of a file's provenance where the blocks' widths differ: bits of each block, in their order. The
+/// nominal widths are the widest ones then.
+inline constexpr const char* kMixedWidths = "widths";
+
 /// A quantized network (fused: batch normalization folded). The definition of every integer is in
 /// kernels/requantize.h; files hold exactly this.
 struct QuantizedParameters {

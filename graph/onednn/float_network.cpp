@@ -188,10 +188,12 @@ void Runner<T>::make_variant(Layer& layer, Form form, int images, int threads,
   using namespace dnnl;
   const OnednnConvolution geometry(layer.shape, images, onednn_type<T>());
   const memory::desc bias({layer.shape.output_channels}, memory::data_type::f32, memory::format_tag::a);
-  const convolution_forward::primitive_desc description(
-      cpu_engine(), prop_kind::forward_inference, algorithm::convolution_direct, geometry.source,
-      geometry.weight, bias, geometry.destination, geometry.strides, geometry.padding_before,
-      geometry.padding_after, attributes);
+  const auto description = quickest([&] {
+    return convolution_forward::primitive_desc(cpu_engine(), prop_kind::forward_inference,
+                                               algorithm::convolution_direct, geometry.source,
+                                               geometry.weight, bias, geometry.destination, geometry.strides,
+                                               geometry.padding_before, geometry.padding_after, attributes);
+  });
   Variant& variant = layer.variants[static_cast<std::size_t>(form)];
   variant.weight_layout = description.weights_desc();
   for (const Variant& other : layer.variants) {

@@ -11,6 +11,7 @@
 
 #include "graph/network/error.h"
 #include "graph/network/factors.h"
+#include "graph/network/spin_barrier.h"
 #include "graph/onednn/own_convolution.h"
 #include "graph/onednn/primitives.h"
 #include "kernels/features.h"
@@ -24,8 +25,12 @@
 //
 //   group of 16 images:  32x32 x 16: 4 tiles of 4    16x16 x 32: 2 tiles of 8    8x8 x 64: 1 tile of 16
 //
-// A group that is not full, and a batch of one, run on primitives for one image; those of a batch of one use
-// all threads.
+// The images of a group that is not full run on primitives for one image. Of a batch of one the threads share
+// the rows, each with a primitive for its own. Between the convolutions of a block a thread computes the rows
+// that it needs of its neighbours' itself, so that threads wait for each other once in a block:
+//
+//   2 threads, 32x32:   x rows 0..17  -> inner rows 0..16  -> output rows 0..15
+//                       x rows 14..31 -> inner rows 15..31 -> output rows 16..31
 //
 // What a primitive computes is numbers.md's formula and nothing else: the weights' scale is S, the bias is B,
 // the sum post-op's scale is s_r / s_out, the residual is read where the output goes, and the saturation to
@@ -40,27 +45,78 @@ using Tag = memory::format_tag;
 using Clock = std::chrono::steady_clock;
 
 constexpr int kGroup = 16;
+constexpr int kLeastRows = 2;        // of a thread that works on part of an image
+constexpr int kMostRowThreads = 16;  // of a map of 32 rows
 constexpr int kScalesArgument = DNNL_ARG_ATTR_SCALES | DNNL_ARG_WEIGHTS;
 
 std::size_t index(int value) {
   return static_cast<std::size_t>(value);
 }
 
-enum class Form { tile, image, all_threads };
+enum class Form { tile, image };
 
-/// A convolution's primitive for one number of images and threads.
+/// Weights in the layout of one or more primitives.
+struct WeightCopy {
+  memory::desc layout;
+  AlignedBuffer<std::byte> values;
+};
+
+/// A convolution's primitive for one number of images or rows, always for one thread.
 struct Variant {
   SharedPrimitive primitive;
-  std::shared_ptr<AlignedBuffer<std::byte>> weight;  // in this primitive's layout; variants share where equal
-  memory::desc weight_layout;
+  std::string implementation;
+  const std::byte* weight = nullptr;
+};
+
+/// A convolution on some rows of an image.
+struct RowsVariant {
+  Variant variant;
+  std::size_t input_offset, input_size, output_offset, output_size;  // of these rows in the maps
+};
+
+/// One thread's part of a block.
+struct BlockRows {
+  RowsVariant conv1, conv2, projection;
 };
 
 struct Layer {
-  Convolution shape;                // of what is computed: the first one reads the bordered image
-  std::array<Variant, 3> variants;  // by Form; empty where our own kernel runs
+  Convolution shape;  // of what is computed: the first one reads the bordered image
+  const QuantizedLayer* quantized;
+  dnnl::primitive_attr attributes;
+  bool is_signed = false;           // the output
+  std::array<Variant, 2> variants;  // by Form; empty where our own kernel runs
+  std::vector<std::unique_ptr<WeightCopy>> weights;
   AlignedBuffer<float> scale, offset;
 
   std::unique_ptr<OwnConvolution> own;  // instead of the variants where oneDNN would saturate
+};
+
+/// The threads of one image. None passes a step before all have finished it.
+class Team {
+ public:
+  explicit Team(SpinBarrier& barrier) : barrier_(barrier) { barrier_.reset(); }
+
+  template <typename Body>
+  void step(const Body& body) {
+    // No exception may leave a parallel region; after one, threads only pass the barriers.
+    if (!failed_.load(std::memory_order_relaxed)) {
+      try {
+        body();
+      } catch (...) {
+        if (!failed_.exchange(true)) failure_ = std::current_exception();
+      }
+    }
+    barrier_.wait(omp_get_thread_num(), omp_get_num_threads());
+  }
+
+  void rethrow() const {
+    if (failed_) std::rethrow_exception(failure_);
+  }
+
+ private:
+  SpinBarrier& barrier_;
+  std::atomic<bool> failed_{false};
+  std::exception_ptr failure_;
 };
 
 /// Consecutive blocks whose outputs have one resolution.
@@ -154,6 +210,7 @@ struct Int8Network::Implementation {
   /// Seconds of each step, added over threads; null when nobody asks.
   std::vector<std::vector<double>>* times = nullptr;  // [thread][step]
   std::vector<LayerTime> steps;                       // names, and multiply-accumulates of one image
+  int image_threads = 1;                              // that work on a batch of one
   std::vector<std::string> implementations;
   bool own_kernels = false;
 
@@ -171,19 +228,28 @@ struct Int8Network::Implementation {
 
   void make_layer(std::size_t number, const LayerFactors& factors, Residual residual, float ratio,
                   bool is_signed, UnprovedLayers unproved);
-  void make_variant(Layer& layer, Form form, int images, int threads, const QuantizedLayer& quantized,
-                    const dnnl::primitive_attr& attributes, bool is_signed);
+  Variant make_variant(Layer& layer, const OnednnConvolution& geometry, int threads);
+  const std::byte* weight_in(Layer& layer, const memory::desc& layout);
+  RowsVariant make_rows(Layer& layer, int first, int end);
+  void divide_rows();
 
-  void run_group(int thread, const std::uint8_t* pixels, int count, float* logits, bool all_threads);
-  void run_first(int thread, Form form, const std::uint8_t* pixels, int images, std::uint8_t* x);
+  void run_group(int thread, const std::uint8_t* pixels, int count, float* logits);
+  void run_image(const std::uint8_t* pixels, float* logits);
+  void run_rows(Team& team, int thread, const std::uint8_t* pixels, float* logits);
+  void run_block_rows(std::size_t number, const BlockRows& part, int thread, const std::uint8_t* x,
+                      std::uint8_t* to);
+  void add_border(int thread, const std::uint8_t* pixels, int images);
+  void execute(const Layer& layer, const Variant& variant, int memories, int thread, const std::uint8_t* x,
+               std::uint8_t* y);
   void run_stage(const Stage& stage, int thread, Form form, int images, const std::uint8_t* from,
                  std::uint8_t* to);
   void convolve(int number, int thread, Form form, int images, const std::uint8_t* x, std::uint8_t* y);
   void convolve_own(const Layer& layer, int thread, int images, const std::uint8_t* x, std::uint8_t* y);
-  void pad_shortcut(const Block& block, int thread, int images, const std::uint8_t* x,
+  void pad_shortcut(const Block& block, std::size_t first_row, std::size_t end_row, const std::uint8_t* x,
                     std::uint8_t* shortcut);
   void classify(int thread, int images, const std::uint8_t* x, float* logits);
   void mark(int thread, std::size_t step);
+  std::size_t shortcut_step() const { return steps.size() - 2; }
 
   QuantizedNetwork quantized_;
   NetworkFactors factors_;
@@ -192,6 +258,11 @@ struct Int8Network::Implementation {
   std::vector<Layer> layers_;
   std::vector<Stage> stages_;
   std::vector<Worker> workers_;
+
+  // Of a batch of one, by thread; empty where it has one thread.
+  std::vector<RowsVariant> first_rows_;
+  std::vector<std::vector<BlockRows>> block_rows_;
+  SpinBarrier barrier_{kMostRowThreads};
 };
 
 Int8Network::Implementation::Implementation(const QuantizedNetwork& quantized, int max_batch,
@@ -212,6 +283,7 @@ Int8Network::Implementation::Implementation(const QuantizedNetwork& quantized, i
     ratio[index(block.conv2)] = factors_.blocks[i].residual_ratio;
     if (projected) is_signed[index(block.projection)] = true;
   }
+  const SingleThreadedCreation single;
   steps.push_back({"border", 0, 0});
   for (std::size_t i = 0; i < network.convolutions.size(); ++i) {
     make_layer(i, factors_.convolutions[i], residual[i], ratio[i], is_signed[i], unproved);
@@ -220,6 +292,8 @@ Int8Network::Implementation::Implementation(const QuantizedNetwork& quantized, i
   }
   steps.push_back({"pool and linear", 0, static_cast<double>(network.feature_channels * network.classes)});
   steps.push_back({"padded shortcuts", 0, 0});
+  steps.push_back({"waits", 0, 0});
+  if (threads_ > 1 && !own_kernels) divide_rows();
 
   for (std::size_t number = 0; number < network.blocks.size(); ++number) {
     const Convolution& shape = network.convolutions[index(network.blocks[number].conv2)];
@@ -252,6 +326,7 @@ void Int8Network::Implementation::make_layer(std::size_t number, const LayerFact
   const QuantizedLayer& quantized = quantized_.parameters.convolutions[number];
   Layer& layer = layers_.emplace_back();
   layer.shape = computed_shape(quantized_.network, number);
+  layer.quantized = &quantized;
   layer.scale.reset(factors.scale.size());
   layer.offset.reset(factors.offset.size());
   std::copy(factors.scale.begin(), factors.scale.end(), layer.scale.data());
@@ -279,54 +354,100 @@ void Int8Network::Implementation::make_layer(std::size_t number, const LayerFact
     after.append_sum(ratio, 0, residual == Residual::projection ? Type::s8 : Type::u8);
     attributes.set_post_ops(after);
   }
-  {
-    const SingleThreadedCreation single;
-    make_variant(layer, Form::tile, tile_images(layer.shape), 1, quantized, attributes, is_signed);
-    make_variant(layer, Form::image, 1, 1, quantized, attributes, is_signed);
-  }
-  make_variant(layer, Form::all_threads, 1, threads_, quantized, attributes, is_signed);
+  layer.attributes = attributes;
+  layer.is_signed = is_signed;
+  layer.variants = {make_variant(layer, {layer.shape, tile_images(layer.shape), Type::u8}, threads_),
+                    make_variant(layer, {layer.shape, 1, Type::u8}, threads_)};
+  implementations.push_back(layer.shape.name + " " + layer.variants[0].implementation);
 }
 
-void Int8Network::Implementation::make_variant(Layer& layer, Form form, int images, int threads,
-                                               const QuantizedLayer& quantized,
-                                               const dnnl::primitive_attr& attributes, bool is_signed) {
+Variant Int8Network::Implementation::make_variant(Layer& layer, const OnednnConvolution& geometry,
+                                                  int threads) {
   using namespace dnnl;
-  const Convolution& shape = layer.shape;
-  const OnednnConvolution geometry(shape, images, Type::u8);
   const memory::desc weight(geometry.weight_dims, Type::s8, Tag::any);
-  const memory::desc bias({shape.output_channels}, Type::f32, Tag::a);
-  const memory::desc destination(geometry.destination.get_dims(), is_signed ? Type::s8 : Type::u8, Tag::nhwc);
-  const convolution_forward::primitive_desc description(
-      cpu_engine(), prop_kind::forward_inference, algorithm::convolution_direct, geometry.source, weight,
-      bias, destination, geometry.strides, geometry.padding_before, geometry.padding_after, attributes);
-  Variant& variant = layer.variants[static_cast<std::size_t>(form)];
-  variant.weight_layout = description.weights_desc();
-  for (const Variant& other : layer.variants) {
-    if (other.weight != nullptr && other.weight_layout == variant.weight_layout)
-      variant.weight = other.weight;
-  }
-  if (variant.weight == nullptr) {
-    variant.weight = std::make_shared<AlignedBuffer<std::byte>>(variant.weight_layout.get_size());
-    std::vector<std::int8_t> integers(quantized.weights.begin(), quantized.weights.end());
-    memory from({geometry.weight_dims, Type::s8, Tag::ohwi}, cpu_engine(), integers.data());
-    memory to(variant.weight_layout, cpu_engine(), variant.weight->data());
-    stream order(cpu_engine());
-    reorder(from, to).execute(order, from, to);
-    order.wait();
-  }
+  const memory::desc bias({layer.shape.output_channels}, Type::f32, Tag::a);
+  const memory::desc destination(geometry.destination.get_dims(), layer.is_signed ? Type::s8 : Type::u8,
+                                 Tag::nhwc);
+  const auto description = quickest([&] {
+    return convolution_forward::primitive_desc(cpu_engine(), prop_kind::forward_inference,
+                                               algorithm::convolution_direct, geometry.source, weight, bias,
+                                               destination, geometry.strides, geometry.padding_before,
+                                               geometry.padding_after, layer.attributes);
+  });
   const memory::desc scratchpad = description.scratchpad_desc();
   for (Worker& worker : workers_) {
     if (worker.scratchpad.size() < scratchpad.get_size()) worker.scratchpad.reset(scratchpad.get_size());
   }
+  Variant variant;
+  variant.weight = weight_in(layer, description.weights_desc());
+  variant.implementation = description.impl_info_str();
   variant.primitive = SharedPrimitive(convolution_forward(description),
                                       {{DNNL_ARG_SRC, geometry.source},
-                                       {DNNL_ARG_WEIGHTS, variant.weight_layout},
+                                       {DNNL_ARG_WEIGHTS, description.weights_desc()},
                                        {DNNL_ARG_BIAS, bias},
                                        {DNNL_ARG_DST, destination},
                                        {DNNL_ARG_SCRATCHPAD, scratchpad},
                                        {kScalesArgument, bias}},
-                                      threads == 1 ? threads_ : 1);
-  if (form == Form::tile) implementations.push_back(shape.name + " " + description.impl_info_str());
+                                      threads);
+  return variant;
+}
+
+const std::byte* Int8Network::Implementation::weight_in(Layer& layer, const memory::desc& layout) {
+  for (const auto& copy : layer.weights) {
+    if (copy->layout == layout) return copy->values.data();
+  }
+  const Convolution& shape = layer.shape;
+  WeightCopy& copy = *layer.weights.emplace_back(
+      std::make_unique<WeightCopy>(layout, AlignedBuffer<std::byte>(layout.get_size())));
+  std::vector<std::int8_t> integers(layer.quantized->weights.begin(), layer.quantized->weights.end());
+  memory from(
+      {{shape.output_channels, shape.input_channels, shape.kernel, shape.kernel}, Type::s8, Tag::ohwi},
+      cpu_engine(), integers.data());
+  memory to(layout, cpu_engine(), copy.values.data());
+  dnnl::stream order(cpu_engine());
+  dnnl::reorder(from, to).execute(order, from, to);
+  order.wait();
+  return copy.values.data();
+}
+
+RowsVariant Int8Network::Implementation::make_rows(Layer& layer, int first, int end) {
+  OnednnConvolution geometry(layer.shape, 1, Type::u8);
+  const std::size_t input_row = index(layer.shape.input_width * layer.shape.input_channels);
+  const std::size_t output_row = index(layer.shape.output_width() * layer.shape.output_channels);
+  const int first_input = geometry.take_rows(layer.shape, first, end);
+  const auto input_rows = static_cast<std::size_t>(geometry.source.get_dims()[2]);
+  return {make_variant(layer, geometry, 1), index(first_input) * input_row, input_rows * input_row,
+          index(first) * output_row, index(end - first) * output_row};
+}
+
+/// Makes the primitives of a batch of one.
+void Int8Network::Implementation::divide_rows() {
+  /// make(first row, row behind the last) for each thread's part of a layer's output.
+  const auto for_parts = [&](const Convolution& shape, const auto& make) {
+    const int rows = shape.output_height();
+    const int parts = std::clamp(rows / kLeastRows, 1, std::min(threads_, kMostRowThreads));
+    for (int part = 0; part < parts; ++part) make(part * rows / parts, (part + 1) * rows / parts);
+  };
+  for_parts(layers_[0].shape,
+            [&](int first, int end) { first_rows_.push_back(make_rows(layers_[0], first, end)); });
+  image_threads = static_cast<int>(first_rows_.size());
+  for (const Block& block : quantized_.network.blocks) {
+    std::vector<BlockRows>& parts = block_rows_.emplace_back();
+    Layer& conv1 = layers_[index(block.conv1)];
+    Layer& conv2 = layers_[index(block.conv2)];
+    for_parts(conv2.shape, [&](int first, int end) {
+      BlockRows part;
+      part.conv2 = make_rows(conv2, first, end);
+      const std::size_t row = index(conv2.shape.input_width * conv2.shape.input_channels);
+      const auto first_inner = static_cast<int>(part.conv2.input_offset / row);
+      const auto end_inner = first_inner + static_cast<int>(part.conv2.input_size / row);
+      part.conv1 = make_rows(conv1, first_inner, end_inner);
+      if (block.shortcut == Shortcut::projection) {
+        part.projection = make_rows(layers_[index(block.projection)], first, end);
+      }
+      parts.push_back(std::move(part));
+    });
+  }
 }
 
 void Int8Network::Implementation::mark(int thread, std::size_t step) {
@@ -349,30 +470,36 @@ void Int8Network::Implementation::convolve_own(const Layer& layer, int thread, i
   }
 }
 
+/// `memories`: which of the primitive's sets of memories.
+void Int8Network::Implementation::execute(const Layer& layer, const Variant& variant, int memories,
+                                          int thread, const std::uint8_t* x, std::uint8_t* y) {
+  const Worker& worker = workers_[index(thread)];
+  variant.primitive.run(
+      memories, worker.stream,
+      {x, variant.weight, layer.offset.data(), y, worker.scratchpad.data(), layer.scale.data()});
+}
+
 void Int8Network::Implementation::convolve(int number, int thread, Form form, int images,
                                            const std::uint8_t* x, std::uint8_t* y) {
   const Layer& layer = layers_[index(number)];
   if (layer.own != nullptr) {
     convolve_own(layer, thread, images, x, y);
   } else {
-    const Variant& variant = layer.variants[static_cast<std::size_t>(form)];
-    const Worker& worker = workers_[index(thread)];
-    variant.primitive.run(
-        thread, worker.stream,
-        {x, variant.weight->data(), layer.offset.data(), y, worker.scratchpad.data(), layer.scale.data()});
+    execute(layer, layer.variants[static_cast<std::size_t>(form)], thread, thread, x, y);
   }
   mark(thread, index(number) + 1);
 }
 
-void Int8Network::Implementation::pad_shortcut(const Block& block, int thread, int images,
+/// Rows from `first_row` to before `end_row` of the output's images one after the other.
+void Int8Network::Implementation::pad_shortcut(const Block& block, std::size_t first_row, std::size_t end_row,
                                                const std::uint8_t* x, std::uint8_t* shortcut) {
   const Convolution& first = quantized_.network.convolutions[index(block.conv1)];
   const std::size_t channels = index(first.output_channels);
   const std::size_t kept = index(first.input_channels);
   const std::size_t added = (channels - kept) / 2;
   const std::size_t size = index(first.output_height());
-  std::fill_n(shortcut, index(images) * size * size * channels, std::uint8_t{0});
-  for (std::size_t row = 0; row < index(images) * size; ++row) {
+  std::fill(shortcut + first_row * size * channels, shortcut + end_row * size * channels, std::uint8_t{0});
+  for (std::size_t row = first_row; row < end_row; ++row) {
     const std::uint8_t* from =
         x + (row / size * index(first.input_height) + row % size * index(first.stride)) *
                 index(first.input_width) * kept;
@@ -381,11 +508,10 @@ void Int8Network::Implementation::pad_shortcut(const Block& block, int thread, i
       std::copy_n(from + column * index(first.stride) * kept, kept, to + column * channels);
     }
   }
-  mark(thread, steps.size() - 1);
 }
 
-void Int8Network::Implementation::run_first(int thread, Form form, const std::uint8_t* pixels, int images,
-                                            std::uint8_t* x) {
+/// The images with their border into the thread's own buffer.
+void Int8Network::Implementation::add_border(int thread, const std::uint8_t* pixels, int images) {
   std::uint8_t* bordered = workers_[index(thread)].image.data();
   const Convolution& shape = quantized_.network.convolutions[0];
   const std::size_t border = index(shape.padding);
@@ -397,8 +523,6 @@ void Int8Network::Implementation::run_first(int thread, Form form, const std::ui
     const std::size_t image_row = row / rows * (rows + 2 * border) + row % rows + border;
     std::copy_n(pixels + row * row_bytes, row_bytes, bordered + image_row * bordered_row + border * channels);
   }
-  mark(thread, 0);
-  convolve(0, thread, form, images, bordered, x);
 }
 
 /// One tile, or one image, through the blocks of a stage. The first block reads `from`; the others work in
@@ -411,7 +535,11 @@ void Int8Network::Implementation::run_stage(const Stage& stage, int thread, Form
     const std::uint8_t* x = number == stage.first_block ? from : to;
     convolve(block.conv1, thread, form, images, x, inner);
     if (block.shortcut == Shortcut::projection) convolve(block.projection, thread, form, images, x, to);
-    if (block.shortcut == Shortcut::pad_channels) pad_shortcut(block, thread, images, x, to);
+    if (block.shortcut == Shortcut::pad_channels) {
+      const Convolution& shape = quantized_.network.convolutions[index(block.conv2)];
+      pad_shortcut(block, 0, index(images * shape.output_height()), x, to);
+      mark(thread, shortcut_step());
+    }
     convolve(block.conv2, thread, form, images, inner, to);
   }
 }
@@ -427,27 +555,28 @@ void Int8Network::Implementation::classify(int thread, int images, const std::ui
     linear<std::int32_t>(sums, channels, 1, 1, quantized_.parameters.linear.weights, factors_.linear.scale,
                          factors_.linear.offset, logits + index(image) * index(network.classes));
   }
-  mark(thread, steps.size() - 2);
+  mark(thread, steps.size() - 3);
 }
 
-void Int8Network::Implementation::run_group(int thread, const std::uint8_t* pixels, int count, float* logits,
-                                            bool all_threads) {
+void Int8Network::Implementation::run_group(int thread, const std::uint8_t* pixels, int count,
+                                            float* logits) {
   Worker& worker = workers_[index(thread)];
   if (times != nullptr) worker.mark = Clock::now();
   std::uint8_t* x = worker.x.data();
   std::uint8_t* next = worker.next_x.data();
-  const Form one = all_threads ? Form::all_threads : Form::image;
   /// step(form, first image, images) for full tiles, then for the images left.
   const auto for_tiles = [&](int tile, const auto& step) {
     int image = 0;
     for (; image + tile <= count && tile > 1; image += tile) step(Form::tile, image, tile);
-    for (; image < count; ++image) step(one, image, 1);
+    for (; image < count; ++image) step(Form::image, image, 1);
   };
   const NetworkDescription& network = quantized_.network;
   const std::size_t pixel_image = input_size(network.convolutions[0]);
   std::size_t image_values = output_size(network.convolutions[0]);
   for_tiles(tile_images(network.convolutions[0]), [&](Form form, int image, int images) {
-    run_first(thread, form, pixels + index(image) * pixel_image, images, x + index(image) * image_values);
+    add_border(thread, pixels + index(image) * pixel_image, images);
+    mark(thread, 0);
+    convolve(0, thread, form, images, worker.image.data(), x + index(image) * image_values);
   });
   for (const Stage& stage : stages_) {
     const Block& first = network.blocks[stage.first_block];
@@ -463,11 +592,72 @@ void Int8Network::Implementation::run_group(int thread, const std::uint8_t* pixe
   classify(thread, count, x, logits);
 }
 
-void Int8Network::Implementation::run(const std::uint8_t* pixels, int count, float* logits) {
-  if (count == 1) {
-    run_group(0, pixels, 1, logits, true);
-    return;
+void Int8Network::Implementation::run_image(const std::uint8_t* pixels, float* logits) {
+  Team team(barrier_);
+#pragma omp parallel num_threads(image_threads)
+  run_rows(team, omp_get_thread_num(), pixels, logits);
+  team.rethrow();
+}
+
+/// One thread's part of an image. The maps are the first worker's, but for those inside of blocks.
+void Int8Network::Implementation::run_rows(Team& team, int thread, const std::uint8_t* pixels,
+                                           float* logits) {
+  /// work(part) for a thread's parts: the team may be smaller than asked for.
+  const auto for_parts = [&](const auto& parts, const auto& work) {
+    team.step([&] {
+      for (std::size_t part = index(thread); part < parts.size(); part += index(omp_get_num_threads())) {
+        work(parts[part]);
+      }
+    });
+    mark(thread, steps.size() - 1);
+  };
+  std::uint8_t* x = workers_[0].x.data();
+  std::uint8_t* next = workers_[0].next_x.data();
+  if (times != nullptr) workers_[index(thread)].mark = Clock::now();
+  add_border(thread, pixels, 1);
+  mark(thread, 0);
+  for_parts(first_rows_, [&](const RowsVariant& rows) {
+    execute(layers_[0], rows.variant, 0, thread, workers_[index(thread)].image.data() + rows.input_offset,
+            x + rows.output_offset);
+    mark(thread, 1);
+  });
+  for (std::size_t number = 0; number < block_rows_.size(); ++number) {
+    for_parts(block_rows_[number],
+              [&](const BlockRows& part) { run_block_rows(number, part, thread, x, next); });
+    std::swap(x, next);
   }
+  if (thread == 0) classify(thread, 1, x, logits);
+}
+
+/// Reads `x`, writes only its own rows of `to`.
+void Int8Network::Implementation::run_block_rows(std::size_t number, const BlockRows& part, int thread,
+                                                 const std::uint8_t* x, std::uint8_t* to) {
+  const Block& block = quantized_.network.blocks[number];
+  const auto run = [&](int convolution, const RowsVariant& rows, const std::uint8_t* from,
+                       std::uint8_t* output) {
+    execute(layers_[index(convolution)], rows.variant, 0, thread, from, output);
+    mark(thread, index(convolution) + 1);
+  };
+  std::uint8_t* inner = workers_[index(thread)].inner.data();
+  std::uint8_t* output = to + part.conv2.output_offset;
+  run(block.conv1, part.conv1, x + part.conv1.input_offset, inner);
+  if (block.shortcut == Shortcut::projection) {
+    run(block.projection, part.projection, x + part.projection.input_offset, output);
+  } else if (block.shortcut == Shortcut::pad_channels) {
+    const Convolution& shape = quantized_.network.convolutions[index(block.conv2)];
+    const std::size_t row = index(shape.output_width() * shape.output_channels);
+    const std::size_t first = part.conv2.output_offset / row;
+    pad_shortcut(block, first, first + part.conv2.output_size / row, x, to);
+    mark(thread, shortcut_step());
+  } else {
+    // Neighbours still read x.
+    std::copy_n(x + part.conv2.output_offset, part.conv2.output_size, output);
+  }
+  run(block.conv2, part.conv2, inner, output);
+}
+
+void Int8Network::Implementation::run(const std::uint8_t* pixels, int count, float* logits) {
+  if (count == 1 && !first_rows_.empty()) return run_image(pixels, logits);
   const std::size_t pixel_image = input_size(quantized_.network.convolutions[0]);
   const std::size_t classes = index(quantized_.network.classes);
   const int group = std::clamp((count + threads_ - 1) / threads_, 1, group_);
@@ -481,7 +671,7 @@ void Int8Network::Implementation::run(const std::uint8_t* pixels, int count, flo
     try {
       const int first = number * group;
       run_group(omp_get_thread_num(), pixels + index(first) * pixel_image, std::min(group, count - first),
-                logits + index(first) * classes, false);
+                logits + index(first) * classes);
     } catch (...) {
       if (!failed.exchange(true)) failure = std::current_exception();
     }
@@ -534,8 +724,8 @@ std::vector<LayerTime> Int8Network::profile(std::span<const std::uint8_t> pixels
       best = seconds;
     }
   }
-  // Threads work side by side on images of their own; a single image keeps them all busy in each layer.
-  const double side_by_side = count == 1 ? 1.0 : static_cast<double>(std::min(threads, index(count)));
+  const std::size_t busy = count == 1 ? index(implementation_->image_threads) : index(count);
+  const auto side_by_side = static_cast<double>(std::min(threads, busy));
   std::vector<LayerTime> result;
   for (std::size_t i = 0; i < best.size(); ++i) {
     LayerTime each = implementation_->steps[i];

@@ -150,9 +150,11 @@ void Int8UnfusedNetwork::Implementation::convolution(Program& program, int numbe
   const memory::desc weights(geometry.weight_dims, Type::s8, Tag::any);
   primitive_attr attributes = user_scratchpad();
   attributes.set_scales_mask(DNNL_ARG_WEIGHTS, 1);
-  const convolution_forward::primitive_desc description(
-      cpu_engine(), prop_kind::forward_inference, algorithm::convolution_direct, geometry.source, weights,
-      channels, destination, geometry.strides, geometry.padding_before, geometry.padding_after, attributes);
+  const auto description = quickest([&] {
+    return convolution_forward::primitive_desc(
+        cpu_engine(), prop_kind::forward_inference, algorithm::convolution_direct, geometry.source, weights,
+        channels, destination, geometry.strides, geometry.padding_before, geometry.padding_after, attributes);
+  });
   if (program.images == 1) implementations.push_back(shape.name + " " + description.impl_info_str());
 
   std::vector<float> scale;

@@ -2,6 +2,7 @@
 
 #include <omp.h>
 
+#include <algorithm>
 #include <array>
 
 #include "graph/network/error.h"
@@ -43,6 +44,28 @@ OnednnConvolution::OnednnConvolution(const Convolution& shape, int images, dnnl:
   };
   padding_after = {after(shape.input_height, shape.output_height()),
                    after(shape.input_width, shape.output_width())};
+}
+
+int OnednnConvolution::take_rows(const Convolution& shape, int first, int end) {
+  using dnnl::memory;
+  const int top = first * shape.stride - shape.padding;
+  const int bottom = (end - 1) * shape.stride - shape.padding + shape.kernel;
+  const int first_input = std::max(top, 0);
+  const int end_input = std::min(bottom, shape.input_height);
+  source = memory::desc({1, shape.input_channels, end_input - first_input, shape.input_width},
+                        source.get_data_type(), memory::format_tag::nhwc);
+  destination = memory::desc({1, shape.output_channels, end - first, shape.output_width()},
+                             destination.get_data_type(), memory::format_tag::nhwc);
+  padding_before[0] = first_input - top;
+  padding_after[0] = bottom - end_input;
+  return first_input;
+}
+
+bool is_quicker(const std::string& direct, const std::string& chosen) {
+  const std::string instructions = chosen.substr(chosen.rfind(':') + 1);
+  return chosen.starts_with("brg") && direct.starts_with("jit") && direct.ends_with(':' + instructions) &&
+         (instructions == "avx512_core" || instructions == "avx512_core_vnni" ||
+          instructions == "avx512_core_bf16");
 }
 
 dnnl::primitive_attr user_scratchpad() {

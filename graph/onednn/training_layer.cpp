@@ -113,9 +113,11 @@ void TrainingLayer<T>::make_primitives(std::vector<TrainingWorker<T>>& workers) 
     return make(description, reorder(description), {{DNNL_ARG_FROM, from}, {DNNL_ARG_TO, to}});
   };
 
-  const convolution_forward::primitive_desc forward(
-      cpu, prop_kind::forward_training, algorithm::convolution_direct, geometry.source, geometry.weight,
-      geometry.destination, geometry.strides, geometry.padding_before, geometry.padding_after, attributes);
+  const auto forward = quickest([&] {
+    return convolution_forward::primitive_desc(
+        cpu, prop_kind::forward_training, algorithm::convolution_direct, geometry.source, geometry.weight,
+        geometry.destination, geometry.strides, geometry.padding_before, geometry.padding_after, attributes);
+  });
   forward_ = make(forward, convolution_forward(forward),
                   {{DNNL_ARG_SRC, geometry.source},
                    {DNNL_ARG_WEIGHTS, forward.weights_desc()},
@@ -124,9 +126,11 @@ void TrainingLayer<T>::make_primitives(std::vector<TrainingWorker<T>>& workers) 
   forward_weight_.reset(forward.weights_desc().get_size());
 
   if (weight != 0) {  // the pixels need no gradient
-    const convolution_backward_data::primitive_desc data(
-        cpu, algorithm::convolution_direct, geometry.source, geometry.weight, geometry.destination,
-        geometry.strides, geometry.padding_before, geometry.padding_after, forward, attributes);
+    const auto data = quickest([&] {
+      return convolution_backward_data::primitive_desc(
+          cpu, algorithm::convolution_direct, geometry.source, geometry.weight, geometry.destination,
+          geometry.strides, geometry.padding_before, geometry.padding_after, forward, attributes);
+    });
     data_gradient_ = make(data, convolution_backward_data(data),
                           {{DNNL_ARG_DIFF_DST, geometry.destination},
                            {DNNL_ARG_WEIGHTS, data.weights_desc()},

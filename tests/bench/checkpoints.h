@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <map>
 #include <string>
 
 #include "bench/synthetic_network.h"
@@ -24,8 +25,10 @@ inline void write_float_checkpoint(const std::filesystem::path& file, const Netw
 }
 
 inline void write_quantized_checkpoint(const std::filesystem::path& file, const NetworkDescription& network,
-                                       int bits) {
-  write_quantized(file, synthetic_quantized(network, bits));
+                                       int bits, const std::map<std::string, std::string>& provenance = {}) {
+  QuantizedNetwork quantized = synthetic_quantized(network, bits);
+  for (const auto& [key, value] : provenance) quantized.parameters.provenance[key] = value;
+  write_quantized(file, quantized);
 }
 
 inline void write_unfused_checkpoint(const std::filesystem::path& file, const NetworkDescription& network) {

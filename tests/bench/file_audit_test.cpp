@@ -79,6 +79,26 @@ TEST(FileAudit, CatchesAFileWithTheWrongName) {
               Contains(HasSubstr("activations of 8 bits")));
 }
 
+TEST(FileAudit, BlocksMayDifferWhereTheFileSaysSo) {
+  const TemporaryFolder folder;
+  QuantizedNetwork quantized = synthetic_quantized(small_network(), 8);
+  const QuantizedNetwork narrow = synthetic_quantized(small_network(), 2);
+  const Block& block = quantized.network.blocks[1];
+  for (const int index : {block.conv1, block.conv2}) {
+    const auto i = static_cast<std::size_t>(index);
+    quantized.parameters.convolutions[i] = narrow.parameters.convolutions[i];
+  }
+  quantized.parameters.blocks[1].input_bits = quantized.parameters.blocks[1].middle_bits = 2;
+  write_quantized(folder / "p.safetensors", quantized);
+  EXPECT_THAT(audit_file(folder / "p.safetensors", {}).objections, Contains(HasSubstr("run at 8 x 8 bits")));
+  quantized.parameters.provenance[kMixedWidths] = "8 2 8 8 8 8 8 8 8";
+  write_quantized(folder / "p_mixed.safetensors", quantized);
+  EXPECT_THAT(audit_file(folder / "p_mixed.safetensors", {}).objections, IsEmpty());
+  write_quantized(folder / "p_int8.safetensors", quantized);
+  EXPECT_THAT(audit_file(folder / "p_int8.safetensors", {}).objections,
+              Contains(HasSubstr("the file's blocks have different widths")));
+}
+
 TEST(FileAudit, AnswersForFloatAndUnfusedFiles) {
   const TemporaryFolder folder;
   write_float_checkpoint(folder / "p.safetensors", small_network());

@@ -18,8 +18,9 @@ std::filesystem::path write(const TemporaryFolder& folder, const std::string& te
 
 TEST(Peers, CarryTheirProvenance) {
   const TemporaryFolder folder;
-  const std::vector<ReportRow> rows = peer_rows(
-      write(folder, R"({"date": "2026-11-23", "cpu": "Some CPU", "versions": {"PyTorch": "2.13.0"}, "rows": [
+  const std::vector<ReportRow> rows =
+      peer_rows(write(folder, R"({"date": "2026-11-23", "cpu": "Some CPU", "versions": {"PyTorch": "2.13.0"},
+                 "settings": {"checkpoint": "p.safetensors"}, "rows": [
                  {"name": "PyTorch int8", "engine": "pytorch", "weight_bits": 8, "top1": 0.881},
                  {"name": "OpenVINO int8", "engine": "openvino", "images_per_second": 5727.0}]})"));
   ASSERT_EQ(rows.size(), 6U);
@@ -30,6 +31,7 @@ TEST(Peers, CarryTheirProvenance) {
   EXPECT_EQ(rows[3].top1, 0.881);
   EXPECT_EQ(rows[3].measured->date, "2026-11-23");
   EXPECT_EQ(rows[3].measured->versions.at("PyTorch"), "2.13.0");
+  EXPECT_EQ(rows[3].measured->checkpoint, "p.safetensors");
   EXPECT_EQ(rows[5].name, "OpenVINO int8");
 }
 

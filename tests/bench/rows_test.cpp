@@ -21,8 +21,9 @@ class RowsTest : public testing::Test {
   void write_float(const std::string& name, const std::string& validation = "0") {
     write_float_checkpoint(folder_ / (name + ".safetensors"), network_, validation);
   }
-  void write_bits(const std::string& name, int bits) {
-    write_quantized_checkpoint(folder_ / (name + ".safetensors"), network_, bits);
+  void write_bits(const std::string& name, int bits,
+                  const std::map<std::string, std::string>& provenance = {}) {
+    write_quantized_checkpoint(folder_ / (name + ".safetensors"), network_, bits, provenance);
   }
   std::vector<std::string> names(const std::vector<std::string>& models = {}) {
     selection_ = select_rows((folder_ / "p").string(), models);
@@ -105,6 +106,14 @@ TEST_F(RowsTest, ModelsSelect) {
   EXPECT_THAT(names({"p_int4"}), ElementsAre("int4"));
   EXPECT_THAT(names({"p_int4.safetensors", "int4"}), ElementsAre("int4"));
   EXPECT_THAT(names({(folder_ / "p.safetensors").string()}), ElementsAre("FP32", "BF16"));
+}
+
+TEST_F(RowsTest, MixedFilesAreAKindOfTheirOwn) {
+  write_float("p");
+  write_bits("p_int8", 8);
+  write_bits("p_mixed", 8, {{kMixedWidths, "8 4 2"}});
+  EXPECT_THAT(names(), ElementsAre("FP32", "BF16", "int8 fused", "int8 fused", "int8", "mixed"));
+  EXPECT_THAT(names({"mixed"}), ElementsAre("mixed"));
 }
 
 TEST_F(RowsTest, ModelsMayLieElsewhere) {

@@ -163,6 +163,13 @@ TEST_F(QuantProgram, WritesFilesUnderTheirNamesWithTheSignatureItPrints) {
                             HasSubstr("signature on generated images: " + expected + "\n"),
                             HasSubstr("agreement with FP32 on 10 calibration images: ")));
 
+  ASSERT_EQ(run("--budget-bytes 90000 --calibration-images 4 --learning-steps 2"), 0) << message;
+  const fs::path mixed = folder_ / "p_mixed.safetensors";
+  EXPECT_LE(fs::file_size(mixed), 90000U);
+  EXPECT_LT(nominal_mac_fraction(read_quantized(mixed)), 1);
+  expect_refusal("--budget-bytes 9000 --calibration-images 4", "the smallest may have");
+  expect_refusal("--budget-ms 0.001 --calibration-images 4", "the fastest takes");
+
   ASSERT_EQ(run("--bits 8 --no-fuse --calibration-images 10"), 0) << message;
   EXPECT_EQ(read_unfused(folder_ / "p_int8_unfused.safetensors").network, network_);
   EXPECT_THROW(read_quantized(folder_ / "p_int8_unfused.safetensors"), std::runtime_error);

@@ -1,0 +1,149 @@
+#include "quant/mixed_widths.h"
+
+#include <gmock/gmock.h>
+
+#include <cmath>
+#include <random>
+
+#include "graph/network/error.h"
+#include "graph/network/instruction_set.h"
+#include "graph/network/integer_network.h"
+#include "graph/network/reference_network.h"
+#include "quant/quantize.h"
+#include "quant/simulation.h"
+#include "tests/graph/onednn/cases.h"
+
+namespace nibble {
+namespace {
+
+using testing::ElementsAre;
+
+WidthTable random_table(std::size_t blocks, unsigned seed) {
+  std::mt19937 random(seed);
+  std::uniform_real_distribution<double> value(0.1, 1);
+  WidthTable table{{}, 1, 1};
+  for (std::size_t b = 0; b < blocks; ++b) {
+    const double loss = value(random);
+    table.blocks.push_back({{8, 0, 8 * value(random), 8 * value(random)},
+                            {4, loss, 4 * value(random), 4 * value(random)},
+                            {2, 3 * loss, 2 * value(random), 2 * value(random)}});
+  }
+  return table;
+}
+
+struct Total {
+  double loss = 0;
+  double bytes = 0;
+  double seconds = 0;
+};
+
+Total total(const WidthTable& table, const std::vector<int>& bits) {
+  Total sum{0, table.other_bytes, table.other_seconds};
+  for (std::size_t b = 0; b < bits.size(); ++b) {
+    for (const BlockWidth& width : table.blocks[b]) {
+      if (width.bits != bits[b]) continue;
+      sum.loss += width.loss;
+      sum.bytes += width.bytes;
+      sum.seconds += width.seconds;
+    }
+  }
+  return sum;
+}
+
+/// The least loss by looking at all choices.
+double least_loss(const WidthTable& table, const Budget& budget) {
+  double least = HUGE_VAL;
+  std::vector<int> bits(table.blocks.size());
+  const auto choices = static_cast<int>(std::pow(3, static_cast<double>(bits.size())));
+  for (int choice = 0; choice < choices; ++choice) {
+    int rest = choice;
+    for (int& width : bits) {
+      width = std::array{8, 4, 2}[static_cast<std::size_t>(rest % 3)];
+      rest /= 3;
+    }
+    const Total sum = total(table, bits);
+    if ((budget.bytes == 0 || sum.bytes <= budget.bytes) &&
+        (budget.seconds == 0 || sum.seconds <= budget.seconds)) {
+      least = std::min(least, sum.loss);
+    }
+  }
+  return least;
+}
+
+TEST(MixedWidths, AreTheBestOfAllChoicesWithinTheBudget) {
+  for (unsigned seed = 1; seed <= 20; ++seed) {
+    const WidthTable table = random_table(6, seed);
+    const Total widest = total(table, {8, 8, 8, 8, 8, 8});
+    for (const double share : {0.5, 0.7, 0.9, 1.5}) {
+      for (const Budget& budget : {Budget{share * widest.bytes, 0}, Budget{0, share * widest.seconds},
+                                   Budget{share * widest.bytes, 0.8 * widest.seconds}}) {
+        const double wanted = least_loss(table, budget);
+        if (wanted == HUGE_VAL) {
+          EXPECT_THROW(choose_widths(table, budget), InputError);
+          continue;
+        }
+        const Total found = total(table, choose_widths(table, budget));
+        EXPECT_NEAR(found.loss, wanted, 1e-12);
+        EXPECT_TRUE(budget.bytes == 0 || found.bytes <= budget.bytes);
+        EXPECT_TRUE(budget.seconds == 0 || found.seconds <= budget.seconds);
+      }
+    }
+  }
+}
+
+TEST(MixedWidths, WithoutNeedEveryBlockKeepsEightBits) {
+  EXPECT_THAT(choose_widths(random_table(3, 1), {1e6, 1e6}), ElementsAre(8, 8, 8));
+}
+
+/// A network whose blocks differ is the same on every engine, and its file keeps to what was promised.
+TEST(MixedWidths, NetworksOfDifferentBlocksAreOneNetwork) {
+  const NetworkDescription network = describe_network("he", 8, "B");
+  const FloatParameters parameters = cases::random_parameters(network, 3);
+  const auto pixels = cases::random_pixels(network, 4, 4);
+  for (const char* method : {"nearest", "blocks", "brecq"}) {
+    QuantizationOptions options = default_options(8, 8);
+    options.block_bits = {2, 8, 4};
+    options.method = method;
+    options.learning_steps = 2;
+    const QuantizedNetwork quantized = quantize(network, parameters, pixels, options);
+    for (std::size_t b = 0; b < 3; ++b) {
+      EXPECT_EQ(quantized.parameters.blocks[b].middle_bits, options.block_bits[b]);
+      const auto conv2 = static_cast<std::size_t>(network.blocks[b].conv2);
+      EXPECT_EQ(quantized.parameters.convolutions[conv2].weight_bits, options.block_bits[b]);
+    }
+    EXPECT_EQ(quantized.parameters.provenance.at(kMixedWidths), "2 8 4");
+    std::vector<float> reference(40);
+    std::vector<float> kernels(40);
+    ReferenceNetwork(quantized).run(pixels.data(), 4, reference.data());
+    IntegerNetwork(quantized, InstructionSet::reference).run(pixels.data(), 4, kernels.data());
+    EXPECT_EQ(reference, kernels);
+    EXPECT_EQ(reference, Simulation(network).run(quantized.parameters, pixels));
+    IntegerNetwork(quantized, effective_instruction_set()).run(pixels.data(), 4, kernels.data());
+    EXPECT_EQ(reference, kernels);
+  }
+}
+
+TEST(MixedWidths, TableHoldsWhatTheFileHolds) {
+  const NetworkDescription network = describe_network("he", 8, "B");
+  const FloatParameters parameters = cases::random_parameters(network, 3);
+  const auto pixels = cases::random_pixels(network, 4, 4);
+  QuantizationOptions options = default_options(2, 2);
+  int told = 0;
+  options.progress = [&](const std::string&) { ++told; };
+  const WidthTable table = measure_widths(network, parameters, pixels, options);
+  EXPECT_EQ(told, 6);
+  ASSERT_EQ(table.blocks.size(), 3U);
+  for (const std::vector<BlockWidth>& widths : table.blocks) {
+    ASSERT_EQ(widths.size(), 3U);
+    EXPECT_EQ(widths[0].loss, 0);
+    EXPECT_GT(widths[2].loss, 0);
+    EXPECT_GT(widths[0].bytes, 1.9 * widths[1].bytes);
+    EXPECT_GT(widths[0].seconds, 0);
+  }
+  // Layer 1 of block 0: 16 x 16 x 9 weights twice.
+  EXPECT_EQ(table.blocks[0][0].bytes, 2 * 2304);
+  EXPECT_EQ(table.blocks[0][2].bytes, 2 * (2304 / 4 + 8));
+}
+
+}  // namespace
+}  // namespace nibble
