@@ -179,6 +179,15 @@ struct Block {
   int channel;  ///< first of the four
 };
 
+/// The tables' numbers of four output channels, the first one lowest. Opaque, or the compiler would load each
+/// number by itself.
+inline std::uint32_t four_numbers(const std::uint8_t* numbers) {
+  std::uint32_t four = 0;
+  std::memcpy(&four, numbers, sizeof four);
+  asm("" : "+r"(four));
+  return four;
+}
+
 /// Adds up a block and gives the sums of each channel k to finish(k, words, odd), [position], modulo 2^16: of
 /// all runs as words, which are even lanes + 256 * odd lanes, and of their upper bytes, the odd lanes.
 template <typename Finish, std::size_t... P>
@@ -189,7 +198,9 @@ inline __attribute__((always_inline)) void accumulate(std::index_sequence<P...>,
                                                 static_cast<std::ptrdiff_t>(P) * block.stride...};
   const std::uint8_t* const tables = block.tables;
   const std::uint8_t* const weights = block.weights;
-  const auto table_at = [&](std::uint8_t number) __attribute__((always_inline)) {
+  // Four numbers by one load: the loads of two positions are nearly as many as the look-ups can hide.
+  const auto table_at = [&](std::uint32_t numbers, int k) __attribute__((always_inline)) {
+    const std::uint32_t number = numbers >> (8 * k) & 0xFFU;
     return loaded_once(_mm512_load_si512(tables + std::ptrdiff_t{number} * kTableBytes));
   };
   const auto words_of = [&](int k) { return everywhere(block.channels[k].start_words); };
@@ -209,10 +220,11 @@ inline __attribute__((always_inline)) void accumulate(std::index_sequence<P...>,
     __m512i sums1[kCount];
     __m512i sums2[kCount];
     __m512i sums3[kCount];
-    __m512i table0 = table_at(numbers[0]);
-    __m512i table1 = table_at(numbers[1]);
-    __m512i table2 = table_at(numbers[2]);
-    __m512i table3 = table_at(numbers[3]);
+    std::uint32_t four = four_numbers(numbers);
+    __m512i table0 = table_at(four, 0);
+    __m512i table1 = table_at(four, 1);
+    __m512i table2 = table_at(four, 2);
+    __m512i table3 = table_at(four, 3);
     const auto begin = [&](std::size_t p) __attribute__((always_inline)) {
       const __m512i index = load(position[p] + *step);
       sums0[p] = _mm512_permutexvar_epi8(index, table0);
@@ -237,10 +249,11 @@ inline __attribute__((always_inline)) void accumulate(std::index_sequence<P...>,
     (begin(P), ...);
     while (++step != run.last) {
       numbers += kBlockChannels;
-      table0 = table_at(numbers[0]);
-      table1 = table_at(numbers[1]);
-      table2 = table_at(numbers[2]);
-      table3 = table_at(numbers[3]);
+      four = four_numbers(numbers);
+      table0 = table_at(four, 0);
+      table1 = table_at(four, 1);
+      table2 = table_at(four, 2);
+      table3 = table_at(four, 3);
       (add(P), ...);
     }
     const auto widen = [&](std::size_t p) __attribute__((always_inline)) {
@@ -293,10 +306,18 @@ template <bool is_packed>
 class IndexWriter {
  public:
   IndexWriter(const OutputView& view, const Context& context, const Block& block)
-      : view_(view), open_(context.open), first_position_(block.first_position) {
-    const bool begins = block.channel % kGroup == 0;
-    for (std::size_t p = 0; p < kPositions; ++p) {
-      index_[p] = begins ? _mm512_setzero_si512() : load(open_ + p * kTableBytes);
+      : view_(view),
+        open_(context.open),
+        first_position_(block.first_position),
+        begins_(block.channel % kGroup == 0) {}
+
+  /// Before the values of channel k of the block.
+  template <std::size_t Positions>
+  __attribute__((always_inline)) void open(int k) {
+    if (k != 0) return;
+#pragma GCC unroll 2
+    for (std::size_t p = 0; p < Positions; ++p) {
+      index_[p] = begins_ ? _mm512_setzero_si512() : load(open_ + p * kLanes);
     }
   }
 
@@ -320,7 +341,7 @@ class IndexWriter {
       }
     } else if (k == kBlockChannels - 1) {
 #pragma GCC unroll 2
-      for (std::size_t p = 0; p < Positions; ++p) store(open_ + p * kTableBytes, index_[p]);
+      for (std::size_t p = 0; p < Positions; ++p) store(open_ + p * kLanes, index_[p]);
     }
   }
 
@@ -328,6 +349,7 @@ class IndexWriter {
   OutputView view_;
   std::uint8_t* open_;
   int first_position_;
+  bool begins_;  ///< whether the block's first channel begins a group
   __m512i index_[kPositions];
 };
 
@@ -343,6 +365,7 @@ struct IndexThresholds {
   template <std::size_t Positions>
   __attribute__((always_inline)) void operator()(int k, const __m512i (&words)[Positions],
                                                  const __m512i (&odd)[Positions]) {
+    writer.open<Positions>(k);
     const __m512i lower = loaded_once(everywhere(channels[k].lower));
     const __m512i upper = loaded_once(everywhere(channels[k].upper));
     const __m512i unit = loaded_once(everywhere(channels[k].unit));
@@ -388,18 +411,19 @@ struct Requantized {
   __m512 offset;
   __m512 ratio;
   __m512i highest;
+  __m512i exponent;
 
   Requantized(const OutputStage& stage, const Channel&, int channel)
       : scale(_mm512_set1_ps(stage.scale[channel])),
         offset(_mm512_set1_ps(stage.offset[channel])),
         ratio(_mm512_set1_ps(stage.residual_ratio)),
-        highest(_mm512_set1_epi8(static_cast<char>(stage.range.highest))) {}
+        highest(_mm512_set1_epi8(static_cast<char>(stage.range.highest))),
+        exponent(loaded_once(_mm512_set1_epi16(0x4B00))) {}
 
   /// residual_bytes: 64 lanes of this channel and position.
   __attribute__((always_inline)) __m512i operator()(const std::uint8_t* residual_bytes, __m512i words,
                                                     __m512i odd) const {
     // A 16-bit word u above 0x4B00 is the float 2^23 + u, so one subtraction gives u plus any exact integer.
-    const __m512i exponent = _mm512_set1_epi16(0x4B00);
     const __m512 bias = _mm512_set1_ps(8388608.0F + 32768.0F);
     __m512i residuals = _mm512_setzero_si512();
     if constexpr (residual != Residual::none) {
@@ -408,27 +432,50 @@ struct Requantized {
         residuals = _mm512_xor_si512(residuals, _mm512_set1_epi8(-128));
       }
     }
-    // first: in each 128-bit block, the lanes are first, first + 2, first + 4, first + 6.
-    const auto quantized = [&](__m512i word, int first) __attribute__((always_inline)) {
-      __m512 y = _mm512_sub_ps(_mm512_castsi512_ps(word), bias);
-      y = _mm512_mul_ps(y, scale);
-      y = _mm512_add_ps(y, offset);
-      if constexpr (residual != Residual::none) {
-        // Byte by byte into 32 bits; an index of 0x80 gives zero.
-        const int index = static_cast<int>(0x80808000U) + first;
-        const __m512i lanes =
-            _mm512_shuffle_epi8(residuals, _mm512_set4_epi32(index + 6, index + 4, index + 2, index));
-        __m512 r = _mm512_cvtepi32_ps(lanes);
-        if constexpr (residual == Residual::signed8) r = _mm512_sub_ps(r, _mm512_set1_ps(128.0F));
-        y = _mm512_fmadd_ps(r, ratio, y);
-      }
-      return _mm512_cvtps_epi32(y);  // the packs clamp
-    };
+    // Four times 16 lanes, one instruction for all of them after the other: pins say why. In each 128-bit
+    // block the lanes of y[i] are first[i], first[i] + 2, first[i] + 4, first[i] + 6.
+    constexpr int kFirst[4] = {0, 8, 1, 9};
     const __m512i even = even_of(words, odd);
-    const __m512i even_words = _mm512_packs_epi32(quantized(_mm512_unpacklo_epi16(even, exponent), 0),
-                                                  quantized(_mm512_unpackhi_epi16(even, exponent), 8));
-    const __m512i odd_words = _mm512_packs_epi32(quantized(_mm512_unpacklo_epi16(odd, exponent), 1),
-                                                 quantized(_mm512_unpackhi_epi16(odd, exponent), 9));
+    __m512 y[4] = {
+        _mm512_castsi512_ps(_mm512_unpacklo_epi16(even, exponent)),
+        _mm512_castsi512_ps(_mm512_unpackhi_epi16(even, exponent)),
+        _mm512_castsi512_ps(_mm512_unpacklo_epi16(odd, exponent)),
+        _mm512_castsi512_ps(_mm512_unpackhi_epi16(odd, exponent)),
+    };
+    const auto each = [&](auto stage) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) y[i] = stage(y[i], i);
+      wait_for_pins(y[0], y[1], y[2], y[3]);
+    };
+    wait_for_pins(y[0], y[1], y[2], y[3]);
+    each([&](__m512 value, int) { return _mm512_sub_ps(value, bias); });
+    each([&](__m512 value, int) { return _mm512_mul_ps(value, scale); });
+    each([&](__m512 value, int) { return _mm512_add_ps(value, offset); });
+    if constexpr (residual != Residual::none) {
+      __m512 r[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        // Byte by byte into 32 bits; an index of 0x80 gives zero.
+        const int index = static_cast<int>(0x80808000U) + kFirst[i];
+        r[i] = _mm512_castsi512_ps(
+            _mm512_shuffle_epi8(residuals, _mm512_set4_epi32(index + 6, index + 4, index + 2, index)));
+      }
+      wait_for_pins(r[0], r[1], r[2], r[3]);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) r[i] = _mm512_cvtepi32_ps(_mm512_castps_si512(r[i]));
+      if constexpr (residual == Residual::signed8) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) r[i] = _mm512_sub_ps(r[i], _mm512_set1_ps(128.0F));
+      }
+      wait_for_pins(r[0], r[1], r[2], r[3]);
+      each([&](__m512 value, int i) { return _mm512_fmadd_ps(r[i], ratio, value); });
+    }
+    __m512i q[4];  // the packs clamp
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) q[i] = _mm512_cvtps_epi32(y[i]);
+    wait_for_pins(q[0], q[1], q[2], q[3]);
+    const __m512i even_words = _mm512_packs_epi32(q[0], q[1]);
+    const __m512i odd_words = _mm512_packs_epi32(q[2], q[3]);
     if constexpr (is_signed) return interleaved(_mm512_packs_epi16(even_words, odd_words));
     return _mm512_min_epu8(interleaved(_mm512_packus_epi16(even_words, odd_words)), highest);
   }
@@ -471,6 +518,7 @@ struct ByteOutput {
       store(is_planar ? call.output.at(position, channel) : context.tile.bytes[tile_channel][p], bytes[p]);
     }
     if (is_index) {
+      writer.open<Positions>(k);
       const __m512i unit = loaded_once(everywhere(block.channels[k].unit));
 #pragma GCC unroll 2
       for (std::size_t p = 0; p < Positions; ++p) {

@@ -41,7 +41,8 @@ inline void wait_for_pins(__m512i& value) {
   asm volatile("" : "+v"(value));
 #endif
 }
-inline void wait_for_pins(__m512i& a, __m512i& b, __m512i& c, __m512i& d) {
+template <typename Register>
+inline void wait_for_pins(Register& a, Register& b, Register& c, Register& d) {
 #if defined(__AVX512F__)
   asm volatile("" : "+v"(a), "+v"(b), "+v"(c), "+v"(d));
 #endif
