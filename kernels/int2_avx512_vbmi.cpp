@@ -31,7 +31,7 @@ constexpr int kTableBytes = 64;
 constexpr int kTables = 64;
 constexpr int kLargestSum =
     32766;  ///< minus its minimum; one more than it and less than zero fit 16 bits too
-constexpr int kChunk = 5 * kTileChannels;  ///< output channels that are prepared together
+constexpr int kChunk = 6 * kTileChannels;  ///< output channels that are prepared together
 
 struct Table {
   std::array<std::uint8_t, kTableBytes> entries;
@@ -147,14 +147,13 @@ PackedConvolution pack(const ConvolutionLayer& layer) {
   return packed;
 }
 
-/// What a call needs of an output channel, each the same in all bytes or words of 32 bits.
-struct Channel {
-  std::uint32_t start;        ///< what the sums of odd lanes start from, in words
-  std::uint32_t start_words;  ///< 257 times this modulo 2^16: whole words are even lanes + 256 * odd lanes
-  std::uint32_t lower;        ///< thresholds 1 and 3 minus threshold 2, in bytes or words
-  std::uint32_t upper;
-  std::uint32_t unit;  ///< one of this channel in an index3 group, in bytes
-  int completes;       ///< the group whose last channel it is, or -1
+/// What a call needs of its output channels, each value the same in all bytes or words of 32 bits.
+struct Channels {
+  std::uint32_t start[kChunk];  ///< what the sums of odd lanes start from, in words
+  /// 257 times this modulo 2^16: whole words are even lanes + 256 * odd lanes.
+  std::uint32_t start_words[kChunk];
+  std::uint32_t lower[kChunk];  ///< thresholds 1 and 3 minus threshold 2, in bytes or words
+  std::uint32_t upper[kChunk];
 };
 
 constexpr std::uint32_t in_words(int value) {
@@ -174,7 +173,8 @@ struct Block {
   const Steps* steps;
   const std::uint8_t* tables;
   const std::uint8_t* weights;
-  const Channel* channels;  ///< [4]
+  const Channels* channels;
+  int in_chunk;  ///< index of the first of the four in `channels`
   int first_position;
   int channel;  ///< first of the four
 };
@@ -203,8 +203,8 @@ inline __attribute__((always_inline)) void accumulate(std::index_sequence<P...>,
     const std::uint32_t number = numbers >> (8 * k) & 0xFFU;
     return loaded_once(_mm512_load_si512(tables + std::ptrdiff_t{number} * kTableBytes));
   };
-  const auto words_of = [&](int k) { return everywhere(block.channels[k].start_words); };
-  const auto odd_of = [&](int k) { return everywhere(block.channels[k].start); };
+  const auto words_of = [&](int k) { return everywhere(block.channels->start_words[block.in_chunk + k]); };
+  const auto odd_of = [&](int k) { return everywhere(block.channels->start[block.in_chunk + k]); };
   __m512i words0[kCount] = {((void)P, words_of(0))...};
   __m512i words1[kCount] = {((void)P, words_of(1))...};
   __m512i words2[kCount] = {((void)P, words_of(2))...};
@@ -309,7 +309,9 @@ class IndexWriter {
       : view_(view),
         open_(context.open),
         first_position_(block.first_position),
-        begins_(block.channel % kGroup == 0) {}
+        first_group_(block.channel / kGroup),
+        phase_(block.channel % kGroup),
+        channels_left_(context.call.last_channel - block.channel) {}
 
   /// Before the values of channel k of the block.
   template <std::size_t Positions>
@@ -317,11 +319,18 @@ class IndexWriter {
     if (k != 0) return;
 #pragma GCC unroll 2
     for (std::size_t p = 0; p < Positions; ++p) {
-      index_[p] = begins_ ? _mm512_setzero_si512() : load(open_ + p * kLanes);
+      index_[p] = phase_ == 0 ? _mm512_setzero_si512() : load(open_ + p * kLanes);
     }
   }
 
-  /// How many of three thresholds each lane exceeds. unit: everywhere(Channel::unit).
+  /// One of channel k of the block in every lane.
+  __attribute__((always_inline)) __m512i unit(int k) const {
+    static constexpr std::uint32_t kUnits[kGroup] = {in_bytes(1), in_bytes(4), in_bytes(16)};
+    const int place = phase_ + k;  // 0 .. 5
+    return loaded_once(everywhere(kUnits[place < kGroup ? place : place - kGroup]));
+  }
+
+  /// How many of three thresholds each lane exceeds.
   __attribute__((always_inline)) void add(std::size_t p, __m512i unit, __mmask64 one, __mmask64 two,
                                           __mmask64 three) {
     index_[p] = _mm512_mask_add_epi8(index_[p], one, index_[p], unit);
@@ -331,11 +340,14 @@ class IndexWriter {
 
   /// After the values of channel k of the block.
   template <std::size_t Positions>
-  __attribute__((always_inline)) void close(const Channel& channel, int k) {
-    if (channel.completes >= 0) {
+  __attribute__((always_inline)) void close(int k) {
+    if (k >= channels_left_) return;
+    const int place = phase_ + k;
+    if (place == kGroup - 1 || place == 2 * kGroup - 1 || k + 1 == channels_left_) {
+      const int group = first_group_ + (place < kGroup ? 0 : 1);
 #pragma GCC unroll 2
       for (std::size_t p = 0; p < Positions; ++p) {
-        store(view_.at(first_position_ + static_cast<int>(p), channel.completes),
+        store(view_.at(first_position_ + static_cast<int>(p), group),
               is_packed ? interleaved(index_[p]) : index_[p]);
         index_[p] = _mm512_setzero_si512();
       }
@@ -349,33 +361,38 @@ class IndexWriter {
   OutputView view_;
   std::uint8_t* open_;
   int first_position_;
-  bool begins_;  ///< whether the block's first channel begins a group
+  int first_group_;    ///< of the block's first channel
+  int phase_;          ///< its place in that group
+  int channels_left_;  ///< from it to the call's last one
   __m512i index_[kPositions];
 };
 
 /// 2-bit outputs of sums that start from minus the second threshold: saturated to bytes, they still compare
 /// rightly with thresholds that are closer to it than 127.
 struct IndexThresholds {
-  const Channel* channels;
+  const std::uint32_t* lower_thresholds;  ///< [4]
+  const std::uint32_t* upper_thresholds;
   IndexWriter<true> writer;
 
   IndexThresholds(const Context& context, const Block& block)
-      : channels(block.channels), writer(context.call.output, context, block) {}
+      : lower_thresholds(block.channels->lower + block.in_chunk),
+        upper_thresholds(block.channels->upper + block.in_chunk),
+        writer(context.call.output, context, block) {}
 
   template <std::size_t Positions>
   __attribute__((always_inline)) void operator()(int k, const __m512i (&words)[Positions],
                                                  const __m512i (&odd)[Positions]) {
     writer.open<Positions>(k);
-    const __m512i lower = loaded_once(everywhere(channels[k].lower));
-    const __m512i upper = loaded_once(everywhere(channels[k].upper));
-    const __m512i unit = loaded_once(everywhere(channels[k].unit));
+    const __m512i lower = loaded_once(everywhere(lower_thresholds[k]));
+    const __m512i upper = loaded_once(everywhere(upper_thresholds[k]));
+    const __m512i unit = writer.unit(k);
 #pragma GCC unroll 2
     for (std::size_t p = 0; p < Positions; ++p) {
       const __m512i above = _mm512_packs_epi16(even_of(words[p], odd[p]), odd[p]);
       writer.add(p, unit, _mm512_cmpgt_epi8_mask(above, lower),
                  _mm512_cmpgt_epi8_mask(above, _mm512_setzero_si512()), _mm512_cmpgt_epi8_mask(above, upper));
     }
-    writer.close<Positions>(channels[k], k);
+    writer.close<Positions>(k);
   }
 };
 
@@ -383,8 +400,9 @@ struct IndexThresholds {
 struct ThresholdBytes {
   __m512i thresholds[3];
 
-  ThresholdBytes(const OutputStage&, const Channel& channel, int)
-      : thresholds{everywhere(channel.lower), _mm512_setzero_si512(), everywhere(channel.upper)} {}
+  ThresholdBytes(const OutputStage&, const Block& block, int k)
+      : thresholds{everywhere(block.channels->lower[block.in_chunk + k]), _mm512_setzero_si512(),
+                   everywhere(block.channels->upper[block.in_chunk + k])} {}
 
   __m512i operator()(const std::uint8_t*, __m512i words, __m512i odd) const {
     const __m512i even = even_of(words, odd);
@@ -413,9 +431,9 @@ struct Requantized {
   __m512i highest;
   __m512i exponent;
 
-  Requantized(const OutputStage& stage, const Channel&, int channel)
-      : scale(_mm512_set1_ps(stage.scale[channel])),
-        offset(_mm512_set1_ps(stage.offset[channel])),
+  Requantized(const OutputStage& stage, const Block& block, int k)
+      : scale(_mm512_set1_ps(stage.scale[block.channel + k])),
+        offset(_mm512_set1_ps(stage.offset[block.channel + k])),
         ratio(_mm512_set1_ps(stage.residual_ratio)),
         highest(_mm512_set1_epi8(static_cast<char>(stage.range.highest))),
         exponent(loaded_once(_mm512_set1_epi16(0x4B00))) {}
@@ -448,7 +466,8 @@ struct Requantized {
       wait_for_pins(y[0], y[1], y[2], y[3]);
     };
     wait_for_pins(y[0], y[1], y[2], y[3]);
-    each([&](__m512 value, int) { return _mm512_sub_ps(value, bias); });
+    // By a multiplication pipe: additions and conversions fill the others.
+    each([&](__m512 value, int) { return _mm512_fmsub_ps(value, _mm512_set1_ps(1.0F), bias); });
     each([&](__m512 value, int) { return _mm512_mul_ps(value, scale); });
     each([&](__m512 value, int) { return _mm512_add_ps(value, offset); });
     if constexpr (residual != Residual::none) {
@@ -509,7 +528,7 @@ struct ByteOutput {
     const int channel = block.channel + k;
     if (channel >= call.last_channel) return;
     const int tile_channel = channel % kTileChannels;
-    const Bytes bytes_of(stage, block.channels[k], channel);
+    const Bytes bytes_of(stage, block, k);
     __m512i bytes[Positions];
 #pragma GCC unroll 2
     for (std::size_t p = 0; p < Positions; ++p) {
@@ -519,7 +538,7 @@ struct ByteOutput {
     }
     if (is_index) {
       writer.open<Positions>(k);
-      const __m512i unit = loaded_once(everywhere(block.channels[k].unit));
+      const __m512i unit = writer.unit(k);
 #pragma GCC unroll 2
       for (std::size_t p = 0; p < Positions; ++p) {
         const auto above = [&](int t) __attribute__((always_inline)) {
@@ -527,7 +546,7 @@ struct ByteOutput {
         };
         writer.add(p, unit, above(0), above(1), above(2));
       }
-      writer.close<Positions>(block.channels[k], k);
+      writer.close<Positions>(k);
     } else if (stage.derived_bits != 0) {
       for (std::size_t p = 0; p < Positions; ++p) {
         store(context.derived_tile.bytes[tile_channel][p], derive(bytes[p], stage));
@@ -600,37 +619,39 @@ Way choose_way(const OutputStage& stage, const ConvolutionCall& call) {
 }
 
 /// What `count` output channels from `first` need, given the sums of their tables' minima: sum + start in
-/// words. Returns whether thresholds 1 and 3 are in bytes, which they are wherever they fit.
-bool prepare_channels(const OutputStage& stage, bool uses_thresholds, int first, int count, int last_channel,
-                      const std::int32_t* minimum, Channel* channels) {
-  bool fits_bytes = uses_thresholds && stage.format == kIndex3 && stage.derived_bits == 0;
-  int lower[kChunk + kBlockChannels] = {};
-  int upper[kChunk + kBlockChannels] = {};
-  for (int k = 0; k < count; ++k) {
-    int start = 32768 + minimum[k];
-    if (uses_thresholds) {
-      // Sums minus their minimum are 0 .. kLargestSum, so this changes no comparison.
-      const auto threshold = [&](int t) {
-        const int value = stage.thresholds[t * stage.padded_channels + first + k] - minimum[k];
-        return std::clamp(value, -1, kLargestSum);
-      };
-      start = -threshold(1);
-      lower[k] = threshold(0) + start;
-      upper[k] = threshold(2) + start;
-      fits_bytes = fits_bytes && lower[k] >= -128 && upper[k] <= 126;
+/// words. Returns whether thresholds 1 and 3 are in bytes, which they are wherever they fit. Plain loops that
+/// become vectors: a small map has many calls.
+bool prepare_channels(const OutputStage& stage, bool uses_thresholds, int first, int count,
+                      const std::int32_t* minimum, Channels& channels) {
+  std::int32_t start[kChunk];
+  for (int k = 0; k < count; ++k) start[k] = 32768 + minimum[k];
+  bool fits_bytes = false;
+  if (uses_thresholds) {
+    std::int32_t thresholds[3][kChunk];
+    for (int t = 0; t < 3; ++t) {
+      const std::int16_t* of_stage = stage.thresholds + t * stage.padded_channels + first;
+      for (int k = 0; k < count; ++k) {
+        // Sums minus their minimum are 0 .. kLargestSum, so this changes no comparison.
+        thresholds[t][k] = std::min(std::max(of_stage[k] - minimum[k], -1), kLargestSum);
+      }
     }
-    channels[k].start = in_words(start);
-    channels[k].start_words = in_words(257 * start);
+    std::int32_t lowest = 0;
+    std::int32_t highest = 0;
+    for (int k = 0; k < count; ++k) {
+      start[k] = -thresholds[1][k];
+      thresholds[0][k] += start[k];
+      thresholds[2][k] += start[k];
+      lowest = std::min(lowest, thresholds[0][k]);
+      highest = std::max(highest, thresholds[2][k]);
+    }
+    fits_bytes = stage.format == kIndex3 && stage.derived_bits == 0 && lowest >= -128 && highest <= 126;
+    for (int k = 0; k < count; ++k) {
+      channels.lower[k] = fits_bytes ? in_bytes(thresholds[0][k]) : in_words(thresholds[0][k]);
+      channels.upper[k] = fits_bytes ? in_bytes(thresholds[2][k]) : in_words(thresholds[2][k]);
+    }
   }
-  for (int k = 0; k < count; ++k) {
-    channels[k].lower = fits_bytes ? in_bytes(lower[k]) : in_words(lower[k]);
-    channels[k].upper = fits_bytes ? in_bytes(upper[k]) : in_words(upper[k]);
-    const int channel = first + k;
-    const bool completes =
-        channel < last_channel && (channel % kGroup == kGroup - 1 || channel + 1 == last_channel);
-    channels[k].unit = in_bytes(1 << (2 * (channel % kGroup)));
-    channels[k].completes = completes ? channel / kGroup : -1;
-  }
+  for (int k = 0; k < count; ++k) channels.start[k] = in_words(start[k]);
+  for (int k = 0; k < count; ++k) channels.start_words[k] = in_words(257 * start[k]);
   return fits_bytes;
 }
 
@@ -661,9 +682,8 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
       const std::int32_t* of_tap = minima + std::ptrdiff_t{tap.index} * padded + chunk;
       for (int k = 0; k < count; ++k) minimum[k] += of_tap[k];
     }
-    Channel channels[kChunk];
-    const bool in_bytes =
-        prepare_channels(stage, way.uses_thresholds, chunk, count, call.last_channel, minimum, channels);
+    Channels channels;
+    const bool in_bytes = prepare_channels(stage, way.uses_thresholds, chunk, count, minimum, channels);
     const Computes& computes = in_bytes ? kComputes<IndexThresholds> : way.computes;
     for (int first = 0, left = call.positions; left > 0;) {
       const int positions = left / ((left + kPositions - 1) / kPositions);
@@ -672,8 +692,8 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
         const int tile_channels = std::min(kTileChannels, chunk_end - tile_first);
         for (int channel = tile_first; channel < tile_first + tile_channels; channel += kBlockChannels) {
           computes.of[positions - 1](context, {input, call.input.position_stride, &steps, tables,
-                                               weights + channel / kBlockChannels * block_bytes,
-                                               channels + (channel - chunk), first, channel});
+                                               weights + channel / kBlockChannels * block_bytes, &channels,
+                                               channel - chunk, first, channel});
         }
         if (way.uses_tile && !in_bytes) {
           store_tile(call.output, stage.format, first, positions, tile_first, tile_channels, tile);
