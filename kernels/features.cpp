@@ -103,6 +103,7 @@ inline void store_quads(const std::uint8_t* pixel, std::ptrdiff_t image_bytes, i
 
 void load_pixels(const std::uint8_t* images, int count, int height, int width, const ActivationFormat& format,
                  const OutputView& output, std::ptrdiff_t row_stride) {
+  constexpr int kBlock = 16;  // images whose rows stay in the first-level cache, however far apart they lie
   const std::ptrdiff_t image_bytes = std::ptrdiff_t{height} * width * 3;
   const std::ptrdiff_t pixels = std::ptrdiff_t{height} * width;
   if (count == 1 && format == kQuads8 && output.position_stride == 4 &&
@@ -115,18 +116,21 @@ void load_pixels(const std::uint8_t* images, int count, int height, int width, c
     return;
   }
   for (int row = 0; row < height; ++row) {
-    for (int column = 0; column < width; ++column) {
-      const std::uint8_t* pixel = images + (std::ptrdiff_t{row} * width + column) * 3;
-      std::uint8_t* to = output.data + row * row_stride + column * output.position_stride;
-      const bool last = row + 1 == height && column + 1 == width;
-      if (format == kQuads8 && !last) {
-        store_quads(pixel, image_bytes, count, to);
-        continue;
-      }
-      const OutputView position{to, 0, output.group_stride};
-      for (int image = 0; image < count; ++image) {
-        for (int c = 0; c < 3; ++c) {
-          store_activation(position, format, 0, c, image, pixel[image * image_bytes + c]);
+    for (int first = 0; first < count; first += kBlock) {
+      const int block = std::min(kBlock, count - first);
+      for (int column = 0; column < width; ++column) {
+        const std::uint8_t* pixel = images + first * image_bytes + (std::ptrdiff_t{row} * width + column) * 3;
+        std::uint8_t* to = output.data + row * row_stride + column * output.position_stride;
+        const bool last = row + 1 == height && column + 1 == width;
+        if (format == kQuads8 && !last) {
+          store_quads(pixel, image_bytes, block, to + 4 * first);
+          continue;
+        }
+        const OutputView position{to, 0, output.group_stride};
+        for (int image = 0; image < block; ++image) {
+          for (int c = 0; c < 3; ++c) {
+            store_activation(position, format, 0, c, first + image, pixel[image * image_bytes + c]);
+          }
         }
       }
     }

@@ -105,11 +105,12 @@ inline int longest_run(const std::vector<int>& ranges, int limit) {
 /// before rounding, so that the conversion to integers needs no clamp before it: saturating packs do the
 /// rest.
 inline bool stays_convertible(const OutputStage& stage, const ConvolutionCall& call, float largest_sum) {
-  float largest = 0.0F;
+  const float limit = 1073741824.0F - 255.0F * std::abs(stage.residual_ratio);
+  int beyond = 0;  // a count, not a maximum: compilers turn it into vectors
   for (int c = call.first_channel; c < call.last_channel; ++c) {
-    largest = std::max(largest, std::abs(stage.scale[c]) * largest_sum + std::abs(stage.offset[c]));
+    beyond += std::abs(stage.scale[c]) * largest_sum + std::abs(stage.offset[c]) < limit ? 0 : 1;
   }
-  return largest + 255.0F * std::abs(stage.residual_ratio) < 1073741824.0F;
+  return beyond == 0;
 }
 
 }  // namespace
