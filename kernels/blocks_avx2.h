@@ -21,13 +21,6 @@ inline __m256i loaded_once(__m256i value) {
   return value;
 }
 
-/// Keeps the order of what is loaded and added: the compiler would rather multiply first and add later, for
-/// which there are not enough registers.
-inline __m256i in_this_order(__m256i value) {
-  asm volatile("" : "+x"(value));
-  return value;
-}
-
 // Register blocks of activations in dwords, a lane's channels of one group: 3 positions x 16 lanes x 2 output
 // channels. 12 sums, 2 weights, 2 temporaries are the 16 registers, and 16 lanes are a whole cache line.
 inline constexpr int kPositions = 3;
@@ -44,9 +37,9 @@ inline __m256i broadcast_dword(const std::uint8_t* weights) {
 }
 
 /// Adds up the runs of one register block. B: positions * kParts registers of one output channel; register b
-/// is part b % kParts of position b / kParts. Arithmetic: multiply(activations, weights) and
-/// add_to(sum, product), in place and in this order. finish(run, register, sum): registers of the second
-/// output channel follow those of the first.
+/// is part b % kParts of position b / kParts. Arithmetic: loaded(activations),
+/// multiply(activations, weights) and add_to(sum, product). finish(run, register, sum): registers of the
+/// second output channel follow those of the first.
 template <typename Arithmetic, std::size_t... B, typename Finish>
 inline __attribute__((always_inline)) void accumulate_block(std::index_sequence<B...>,
                                                             const std::uint8_t* input, std::ptrdiff_t stride,
@@ -63,7 +56,7 @@ inline __attribute__((always_inline)) void accumulate_block(std::index_sequence<
     __m256i weights0 = broadcast_dword(of_step);
     __m256i weights1 = broadcast_dword(of_step + 4);
     const auto activations = [&](std::size_t b) __attribute__((always_inline)) {
-      return in_this_order(_mm256_loadu_si256(
+      return Arithmetic::loaded(_mm256_loadu_si256(
           reinterpret_cast<const __m256i*>(position[b / kParts] + *step + kPartBytes * (b % kParts))));
     };
     const auto begin = [&](std::size_t b) __attribute__((always_inline)) {

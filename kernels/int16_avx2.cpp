@@ -91,7 +91,13 @@ PackedConvolution pack(const ConvolutionLayer& layer) {
   return packed;
 }
 
+/// In place and in this order: the compiler would rather multiply first and add later, for which there are
+/// not enough registers.
 struct PairProducts {
+  static __m256i loaded(__m256i activations) {
+    asm volatile("" : "+x"(activations));
+    return activations;
+  }
   static __m256i multiply(__m256i activations, __m256i weights) {
     return _mm256_madd_epi16(activations, weights);
   }

@@ -202,12 +202,11 @@ struct Partial {
 };
 
 struct PairProducts {
+  static __m256i loaded(__m256i activations) { return loaded_once(activations); }
   static __m256i multiply(__m256i activations, __m256i weights) {
     return _mm256_maddubs_epi16(activations, weights);
   }
-  static void add_to(__m256i& sum, __m256i product) {
-    asm volatile("vpaddw %1, %0, %0" : "+x"(sum) : "x"(product));
-  }
+  static void add_to(__m256i& sum, __m256i product) { sum = _mm256_add_epi16(sum, product); }
 };
 
 using Accumulate = void (*)(const std::uint8_t* input, std::ptrdiff_t stride, const Steps& steps,
