@@ -7,7 +7,8 @@
 // Register blocks are those of kernels/blocks_avx2.h. A whole sum does not fit s32. With r the runs' sums, S
 // = sum of r modulo 2^32 and H = sum of (r >> 16), the exact sum is 65536 * H + R, where R = S - 65536 * H
 // adds 16 bits a run. With at most 256 runs both H and R are below 2^24 in magnitude: exact in float32, and
-// one fused multiply-add rounds their sum once.
+// one fused multiply-add rounds their sum once. With more, H takes what R has above 16 bits; of 512 steps of
+// 65534 * 32767 it still is below 2^24.
 //
 //   weights:  s16 [pair of output channels][tap][group of 2 input channels][2][2]
 //   program:  run length
@@ -25,7 +26,8 @@ namespace nibble {
 namespace {
 
 constexpr int kLanes = 16;
-constexpr int kExactRuns = 256;
+constexpr int kExactRuns = 256;  ///< without a carry from R to H
+constexpr int kMostSteps = 512;
 
 int groups_of(const ConvolutionShape& shape) {
   return group_count(kPairs16, shape.input_channels);
@@ -46,7 +48,7 @@ std::int16_t weight_of(const ConvolutionLayer& layer, int output_channel, int ta
 int proven_run_length(const ConvolutionLayer& layer) {
   const int groups = groups_of(layer.shape);
   const int steps = layer.shape.kernel * layer.shape.kernel * groups;
-  if (steps > kMaximumSteps) return 0;
+  if (steps > kMostSteps) return 0;
   const int limit = INT32_MAX / activation_limit(layer.activation_bits);  // of the weights of one sign
   std::vector<int> negative(static_cast<std::size_t>(steps));
   std::vector<int> positive(static_cast<std::size_t>(steps));
@@ -66,7 +68,7 @@ int proven_run_length(const ConvolutionLayer& layer) {
 }
 
 bool supports(const ConvolutionLayer& layer) {
-  return steps_fit(layer.shape, groups_of(layer.shape), proven_run_length(layer), kExactRuns);
+  return steps_fit(layer.shape, groups_of(layer.shape), proven_run_length(layer), kMostSteps + 1);
 }
 
 PackedConvolution pack(const ConvolutionLayer& layer) {
@@ -111,10 +113,14 @@ struct WideSums {
   __m256i low[kPair * kPositions * kParts];   ///< S
   __m256i high[kPair * kPositions * kParts];  ///< H
 
+  __m256i rest(int i) const { return _mm256_sub_epi32(low[i], _mm256_slli_epi32(high[i], 16)); }  ///< R
+  void carry(int registers) {
+    for (int i = 0; i < registers; ++i) high[i] = _mm256_add_epi32(high[i], _mm256_srli_epi32(rest(i), 16));
+  }
   /// float32 of the exact sums of register i.
   __m256 rounded(int i) const {
-    const __m256i rest = _mm256_sub_epi32(low[i], _mm256_slli_epi32(high[i], 16));
-    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(high[i]), _mm256_set1_ps(65536.0F), _mm256_cvtepi32_ps(rest));
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(high[i]), _mm256_set1_ps(65536.0F),
+                           _mm256_cvtepi32_ps(rest(i)));
   }
 };
 
@@ -136,6 +142,7 @@ void accumulate(const std::uint8_t* input, std::ptrdiff_t stride, const Steps& s
           sums.high[i] = _mm256_add_epi32(sums.high[i], upper);
         }
       });
+  if (steps.count() > kExactRuns) sums.carry(kPair * static_cast<int>(Positions) * kParts);
 }
 
 constexpr Accumulate kAccumulate[kPositions] = {accumulate<1>, accumulate<2>, accumulate<3>};
