@@ -99,6 +99,18 @@ inline void store_quads(const std::uint8_t* pixel, std::ptrdiff_t image_bytes, i
   }
 }
 
+/// The same as pairs16: red, green in the first group, blue, 0 in the second.
+inline void store_pairs(const std::uint8_t* pixel, std::ptrdiff_t image_bytes, int count,
+                        const OutputView& position) {
+  for (int image = 0; image < count; ++image) {
+    const std::uint8_t* from = pixel + image * image_bytes;
+    const std::uint16_t pairs[2][2] = {{from[0], from[1]}, {from[2], 0}};
+    for (int group = 0; group < 2; ++group) {
+      std::memcpy(position.at(0, group) + 4 * image, pairs[group], sizeof pairs[group]);
+    }
+  }
+}
+
 }  // namespace
 
 void load_pixels(const std::uint8_t* images, int count, int height, int width, const ActivationFormat& format,
@@ -124,6 +136,10 @@ void load_pixels(const std::uint8_t* images, int count, int height, int width, c
         const bool last = row + 1 == height && column + 1 == width;
         if (format == kQuads8 && !last) {
           store_quads(pixel, image_bytes, block, to + 4 * first);
+          continue;
+        }
+        if (format == kPairs16) {
+          store_pairs(pixel, image_bytes, block, {to + 4 * first, 0, output.group_stride});
           continue;
         }
         const OutputView position{to, 0, output.group_stride};

@@ -74,15 +74,16 @@ class Steps {
 
  private:
   std::ptrdiff_t offsets_[kMaximumSteps];
-  Run runs_[kMaximumRuns];
+  Run runs_[kMaximumSteps];
   int count_ = 0;
 };
 
 /// Whether any tap list of this layer fits into Steps: at worst every kernel row is a stretch of its own.
-inline bool steps_fit(const ConvolutionShape& shape, int groups, int run_length) {
+inline bool steps_fit(const ConvolutionShape& shape, int groups, int run_length,
+                      int most_runs = kMaximumRuns) {
   const int row = shape.kernel * groups;
   return run_length > 0 && shape.kernel * row <= kMaximumSteps &&
-         shape.kernel * ((row + run_length - 1) / run_length) + 1 <= kMaximumRuns;
+         shape.kernel * ((row + run_length - 1) / run_length) + 1 <= most_runs;
 }
 
 /// The largest number of consecutive steps whose ranges add up to at most `limit`, wherever they begin.
