@@ -24,6 +24,11 @@ ConvolutionShape shape_of(const DistinctLayer& layer) {
   return shape;
 }
 
+/// At 16 bits as large as quant lets them be, so that four vpmaddwd results fit 32 bits.
+constexpr int largest_weight(int bits) {
+  return bits == 16 ? weight_limit(16) / 4 : weight_limit(bits);
+}
+
 /// Weights as trained ones are spread: more small than large ones. At 2 bits all four levels.
 std::vector<std::int16_t> make_weights(const ConvolutionShape& shape, int bits) {
   SplitMix64 random(1);
@@ -34,7 +39,7 @@ std::vector<std::int16_t> make_weights(const ConvolutionShape& shape, int bits) 
       continue;
     }
     const double normal = random.uniform() + random.uniform() + random.uniform() - 1.5;
-    weight = static_cast<std::int16_t>(std::lround(normal / 1.5 * weight_limit(bits)));
+    weight = static_cast<std::int16_t>(std::lround(normal / 1.5 * largest_weight(bits)));
   }
   return weights;
 }
@@ -116,7 +121,7 @@ struct KernelLayer::Implementation {
     const bool to_stream = layer.role != ConvolutionRole::relu || layer.reads_pixels;
     const int output_bits = to_stream ? stream_bits : kernel.activation_bits;
     const double typical = std::sqrt(static_cast<double>(shape.filter_size())) *
-                           (kernel.weight_bits == 2 ? 2.0 : weight_limit(kernel.weight_bits) / 3.0) *
+                           (kernel.weight_bits == 2 ? 2.0 : largest_weight(kernel.weight_bits) / 3.0) *
                            activation_limit(kernel.activation_bits) / 2;
     scale.assign(padded, 0.0F);
     offset.assign(padded, 0.0F);

@@ -2,142 +2,150 @@
 //
 //   activations (pairs16), 8 lanes:  L0: a0 a1 | L1: a0 a1 | ...              s16, never negative
 //   weights of two input channels:   w0 w1, one vpbroadcastd                  s16
-//   run of `length` steps, 8 sums:   a0 w0 + a1 w1 + ... of L0, L1, ...       s32, proved
+//   run of steps, 8 sums:            a0 w0 + a1 w1 + ... of L0, L1, ...       s32, proved
 //
-// A whole sum does not fit s32. With r the runs' sums, S = sum of r and H = sum of (r >> 16), S modulo 2^32,
-// the exact sum is 65536 * H + (S - 65536 * H modulo 2^32), as the second term adds 16 bits a run. Both terms
-// and their sum are exact in double, so the one rounding is the conversion to float32.
+// Register blocks are those of kernels/blocks_avx2.h. A whole sum does not fit s32. With r the runs' sums, S
+// = sum of r modulo 2^32 and H = sum of (r >> 16), the exact sum is 65536 * H + R, where R = S - 65536 * H
+// adds 16 bits a run. With at most 256 runs both H and R are below 2^24 in magnitude: exact in float32, and
+// one fused multiply-add rounds their sum once. With more, H takes what R has above 16 bits; of 512 steps of
+// 65534 * 32767 it still is below 2^24.
 //
-// Blocks of 1 position x 16 lanes x 2 output channels: 4 runs, 4 S, 4 H, 2 weights, 2 temporaries.
-//
-//   weights:  s16 [run][step][2 output channels][2 input channels]
-//   program:  run length, then first runs [pair of output channels][tap] and the end, then groups [run][step]
+//   weights:  s16 [pair of output channels][tap][group of 2 input channels][2][2]
+//   program:  run length
 
 #include <immintrin.h>
 
 #include <array>
+#include <cstdlib>
 #include <cstring>
 
+#include "kernels/blocks_avx2.h"
 #include "kernels/kernels.h"
-#include "kernels/run_packing.h"
 
 namespace nibble {
 namespace {
 
 constexpr int kLanes = 16;
-constexpr int kPair = 2;        ///< output channels of a register block, and input channels of a step
-constexpr int kParts = 2;       ///< registers of 8 lanes
-constexpr int kPartBytes = 32;  ///< of pairs16
-constexpr int kChannelPaddingOfRuns = 4;
-constexpr std::size_t kStepBytes = kPair * kPair * sizeof(std::int16_t);
+constexpr int kExactRuns = 256;  ///< without a carry from R to H
+constexpr int kMostSteps = 512;
 
-/// Costs of a run: its multiplications, and widening it.
-constexpr RunLength kLengths[] = {{1, 2.5}, {2, 3.5}, {3, 4.5}, {4, 5.5}, {5, 6.5}, {6, 7.5}, {8, 9.5}};
+int groups_of(const ConvolutionShape& shape) {
+  return group_count(kPairs16, shape.input_channels);
+}
+int padded_channels_of(const ConvolutionShape& shape) {
+  return (shape.output_channels + kPair - 1) / kPair * kPair;
+}
+
+/// Zero for channels that do not exist.
+std::int16_t weight_of(const ConvolutionLayer& layer, int output_channel, int tap, int channel) {
+  if (output_channel >= layer.shape.output_channels || channel >= layer.shape.input_channels) return 0;
+  return layer.weights[static_cast<std::size_t>(output_channel) * layer.shape.filter_size() +
+                       static_cast<std::size_t>(tap * layer.shape.input_channels + channel)];
+}
+
+/// The largest number of steps with which no sum of any output channel leaves s32, wherever a run begins; at
+/// least 1 where there are not too many steps.
+int proven_run_length(const ConvolutionLayer& layer) {
+  const int groups = groups_of(layer.shape);
+  const int steps = layer.shape.kernel * layer.shape.kernel * groups;
+  if (steps > kMostSteps) return 0;
+  const int limit = INT32_MAX / activation_limit(layer.activation_bits);  // of the weights of one sign
+  std::vector<int> negative(static_cast<std::size_t>(steps));
+  std::vector<int> positive(static_cast<std::size_t>(steps));
+  int proven = steps;
+  for (int o = 0; o < layer.shape.output_channels; ++o) {
+    for (int step = 0; step < steps; ++step) {
+      int& lowest = negative[static_cast<std::size_t>(step)] = 0;
+      int& highest = positive[static_cast<std::size_t>(step)] = 0;
+      for (int i = 0; i < 2; ++i) {
+        const int weight = weight_of(layer, o, step / groups, 2 * (step % groups) + i);
+        (weight < 0 ? lowest : highest) += std::abs(weight);
+      }
+    }
+    proven = std::min({proven, longest_run(negative, limit), longest_run(positive, limit)});
+  }
+  return proven;
+}
 
 bool supports(const ConvolutionLayer& layer) {
-  // Runs of a whole layer add 16 bits each: fewer than 2^15 runs. One step is 65534 * 32767 at most.
-  return layer.shape.filter_size() < (1U << 15);
+  return steps_fit(layer.shape, groups_of(layer.shape), proven_run_length(layer), kMostSteps + 1);
 }
 
 PackedConvolution pack(const ConvolutionLayer& layer) {
-  constexpr NarrowLane kLane{kPair, kPair, std::int64_t{INT32_MIN}, std::int64_t{INT32_MAX}};
-  const RunProgram runs = pack_runs(layer, kPair, kLane, kLengths);
-  PackedConvolution packed{layer.shape, layer.activation_bits, {}, {}};
-  packed.weights.resize(runs.weights.size() * sizeof(std::int16_t));
-  std::memcpy(packed.weights.data(), runs.weights.data(), packed.weights.size());
-  packed.program.push_back(runs.length);
-  packed.program.insert(packed.program.end(), runs.first_run.begin(), runs.first_run.end());
-  packed.program.insert(packed.program.end(), runs.groups.begin(), runs.groups.end());
+  const int taps = layer.shape.kernel * layer.shape.kernel;
+  const int groups = groups_of(layer.shape);
+  PackedConvolution packed{layer.shape, layer.activation_bits, {}, {proven_run_length(layer)}};
+  packed.weights.resize(static_cast<std::size_t>(padded_channels_of(layer.shape) / kPair * taps * groups) *
+                        kStepBytes);
+  std::uint8_t* to = packed.weights.data();
+  for (int pair = 0; pair < padded_channels_of(layer.shape); pair += kPair) {
+    for (int tap = 0; tap < taps; ++tap) {
+      for (int channel = 0; channel < 2 * groups; channel += 2) {
+        for (int o = pair; o < pair + kPair; ++o) {
+          const std::int16_t weights[2] = {weight_of(layer, o, tap, channel),
+                                           weight_of(layer, o, tap, channel + 1)};
+          std::memcpy(to, weights, sizeof weights);
+          to += sizeof weights;
+        }
+      }
+    }
+  }
   return packed;
 }
 
-struct Program {
-  int length;
-  const std::int32_t* first_run;
-  const std::int32_t* groups;
-  const std::uint8_t* weights;
+/// In place and in this order: the compiler would rather multiply first and add later, for which there are
+/// not enough registers.
+struct PairProducts {
+  static __m256i loaded(__m256i activations) {
+    asm volatile("" : "+x"(activations));
+    return activations;
+  }
+  static __m256i multiply(__m256i activations, __m256i weights) {
+    return _mm256_madd_epi16(activations, weights);
+  }
+  static void add_to(__m256i& sum, __m256i product) {
+    asm volatile("vpaddd %1, %0, %0" : "+x"(sum) : "x"(product));
+  }
 };
 
-Program program_of(const PackedConvolution& packed) {
-  const int taps = packed.shape.kernel * packed.shape.kernel;
-  const int padded = (packed.shape.output_channels + kChannelPaddingOfRuns - 1) / kChannelPaddingOfRuns *
-                     kChannelPaddingOfRuns;
-  const std::int32_t* first_run = packed.program.data() + 1;
-  return {packed.program[0], first_run, first_run + padded / kPair * taps + 1, packed.weights.data()};
-}
-
-inline __m256i broadcast_pair(const std::uint8_t* weights) {
-  std::int32_t pair = 0;
-  std::memcpy(&pair, weights, sizeof pair);
-  return _mm256_set1_epi32(pair);
-}
-
-/// Sums of one register block, 8 lanes each.
+/// Sums of one register block: [output channel of the pair][position][part].
 struct WideSums {
-  __m256i low[kPair][kParts];   ///< S
-  __m256i high[kPair][kParts];  ///< H
+  __m256i low[kPair * kPositions * kParts];   ///< S
+  __m256i high[kPair * kPositions * kParts];  ///< H
 
-  /// float32 of the exact sums.
-  __m256 rounded(int o, int part) const {
-    const __m256i rest = _mm256_sub_epi32(low[o][part], _mm256_slli_epi32(high[o][part], 16));
-    const auto half = [](__m256i h, __m256i l, int side) {
-      const __m128i upper = side == 0 ? _mm256_castsi256_si128(h) : _mm256_extracti128_si256(h, 1);
-      const __m128i lower = side == 0 ? _mm256_castsi256_si128(l) : _mm256_extracti128_si256(l, 1);
-      const __m256d scaled_upper = _mm256_mul_pd(_mm256_cvtepi32_pd(upper), _mm256_set1_pd(65536.0));
-      return _mm256_cvtpd_ps(_mm256_add_pd(scaled_upper, _mm256_cvtepi32_pd(lower)));
-    };
-    return _mm256_set_m128(half(high[o][part], rest, 1), half(high[o][part], rest, 0));
+  __m256i rest(int i) const { return _mm256_sub_epi32(low[i], _mm256_slli_epi32(high[i], 16)); }  ///< R
+  void carry(int registers) {
+    for (int i = 0; i < registers; ++i) high[i] = _mm256_add_epi32(high[i], _mm256_srli_epi32(rest(i), 16));
+  }
+  /// float32 of the exact sums of register i.
+  __m256 rounded(int i) const {
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(high[i]), _mm256_set1_ps(65536.0F),
+                           _mm256_cvtepi32_ps(rest(i)));
   }
 };
 
-/// The compiler would rather add in another order, for which there are not enough registers.
-inline __m256i in_this_order(__m256i value) {
-  asm("" : "+x"(value));
-  return value;
+using Accumulate = void (*)(const std::uint8_t* input, std::ptrdiff_t stride, const Steps& steps,
+                            const std::uint8_t* weights, WideSums& sums);
+
+template <std::size_t Positions>
+void accumulate(const std::uint8_t* input, std::ptrdiff_t stride, const Steps& steps,
+                const std::uint8_t* weights, WideSums& sums) {
+  accumulate_block<PairProducts>(
+      std::make_index_sequence<Positions * kParts>{}, input, stride, steps,
+      weights, [&](int run, std::size_t i, __m256i sum) __attribute__((always_inline)) {
+        const __m256i upper = _mm256_srai_epi32(sum, 16);
+        if (run == 0) {
+          sums.low[i] = sum;
+          sums.high[i] = upper;
+        } else {
+          sums.low[i] = _mm256_add_epi32(sums.low[i], sum);
+          sums.high[i] = _mm256_add_epi32(sums.high[i], upper);
+        }
+      });
+  if (steps.count() > kExactRuns) sums.carry(kPair * static_cast<int>(Positions) * kParts);
 }
 
-template <int Length>
-WideSums accumulate(const ConvolutionCall& call, const std::uint8_t* input, const std::int32_t* first_run,
-                    const Program& program) {
-  __m256i low[kPair][kParts] = {};
-  __m256i high[kPair][kParts] = {};
-  for (const Tap& tap : call.taps) {
-    const std::uint8_t* at_tap = input + tap.offset;
-    const std::int32_t last = first_run[tap.index + 1];
-    for (std::int32_t run = first_run[tap.index]; run < last; ++run) {
-      const std::int32_t* groups = program.groups + std::ptrdiff_t{run} * Length;
-      const std::uint8_t* weights = program.weights + static_cast<std::size_t>(run) * Length * kStepBytes;
-      __m256i products[kPair][kParts];
-      for (int s = 0; s < Length; ++s) {
-        const std::uint8_t* step = at_tap + groups[s] * call.input.group_stride;
-        const __m256i a0 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(step));
-        const __m256i a1 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(step + kPartBytes));
-        for (int o = 0; o < kPair; ++o) {
-          const __m256i weight = broadcast_pair(weights + static_cast<std::size_t>(s) * kStepBytes +
-                                                static_cast<std::size_t>(o) * kPair * sizeof(std::int16_t));
-          const __m256i p0 = _mm256_madd_epi16(a0, weight);
-          const __m256i p1 = _mm256_madd_epi16(a1, weight);
-          products[o][0] = in_this_order(s == 0 ? p0 : _mm256_add_epi32(products[o][0], p0));
-          products[o][1] = in_this_order(s == 0 ? p1 : _mm256_add_epi32(products[o][1], p1));
-        }
-      }
-      for (int o = 0; o < kPair; ++o) {
-        for (int part = 0; part < kParts; ++part) {
-          low[o][part] = _mm256_add_epi32(low[o][part], products[o][part]);
-          high[o][part] = _mm256_add_epi32(high[o][part], _mm256_srai_epi32(products[o][part], 16));
-        }
-      }
-    }
-  }
-  WideSums sums;
-  for (int o = 0; o < kPair; ++o) {
-    for (int part = 0; part < kParts; ++part) {
-      sums.low[o][part] = low[o][part];
-      sums.high[o][part] = high[o][part];
-    }
-  }
-  return sums;
-}
+constexpr Accumulate kAccumulate[kPositions] = {accumulate<1>, accumulate<2>, accumulate<3>};
 
 /// Residuals of one channel, 8 lanes. u15 has no sign bit, so both kinds are sign-extended.
 inline __m256 load_residual(const OutputStage& stage, const InputView& view, std::ptrdiff_t position,
@@ -152,8 +160,9 @@ inline __m256 load_residual(const OutputStage& stage, const InputView& view, std
   return _mm256_cvtepi32_ps(_mm256_srai_epi32(upper, 16));
 }
 
+/// One position of a block of `positions`, lanes 0 .. 15.
 void write_outputs(const OutputStage& stage, const ConvolutionCall& call, std::ptrdiff_t position,
-                   int channel, const WideSums& sums) {
+                   int channel, const WideSums& sums, int positions, int place) {
   const __m256 lowest = _mm256_set1_ps(static_cast<float>(stage.range.lowest));
   const __m256 highest = _mm256_set1_ps(static_cast<float>(stage.range.highest));
   const int channels = call.last_channel - channel < kPair ? call.last_channel - channel : kPair;
@@ -162,7 +171,7 @@ void write_outputs(const OutputStage& stage, const ConvolutionCall& call, std::p
     const __m256 scale = _mm256_broadcast_ss(stage.scale + channel + o);
     const __m256 offset = _mm256_broadcast_ss(stage.offset + channel + o);
     for (int part = 0; part < kParts; ++part) {
-      __m256 y = _mm256_mul_ps(sums.rounded(o, part), scale);
+      __m256 y = _mm256_mul_ps(sums.rounded((o * positions + place) * kParts + part), scale);
       y = _mm256_add_ps(y, offset);
       if (stage.has_residual()) {
         y = _mm256_fmadd_ps(load_residual(stage, call.residual, position, channel + o, part),
@@ -185,35 +194,23 @@ void write_outputs(const OutputStage& stage, const ConvolutionCall& call, std::p
   }
 }
 
-template <int Length>
-void run_of_length(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call) {
-  const Program program = program_of(packed);
-  const int taps = packed.shape.kernel * packed.shape.kernel;
-  for (int position = 0; position < call.positions; ++position) {
-    const std::uint8_t* input = call.input.at(position, 0);
-    for (int channel = call.first_channel; channel < call.last_channel; channel += kPair) {
-      write_outputs(stage, call, position, channel,
-                    accumulate<Length>(call, input, program.first_run + channel / kPair * taps, program));
-    }
-  }
-}
-
 void run(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call) {
-  switch (packed.program[0]) {
-    case 1:
-      return run_of_length<1>(packed, stage, call);
-    case 2:
-      return run_of_length<2>(packed, stage, call);
-    case 3:
-      return run_of_length<3>(packed, stage, call);
-    case 4:
-      return run_of_length<4>(packed, stage, call);
-    case 5:
-      return run_of_length<5>(packed, stage, call);
-    case 6:
-      return run_of_length<6>(packed, stage, call);
-    default:
-      return run_of_length<8>(packed, stage, call);
+  const int groups = groups_of(packed.shape);
+  const std::ptrdiff_t pair_bytes =
+      std::ptrdiff_t{packed.shape.kernel} * packed.shape.kernel * groups * kStepBytes;
+  const Steps steps(call, groups, packed.program[0]);
+  WideSums sums;
+  for (int first = 0, left = call.positions; left > 0;) {
+    const int positions = left / ((left + kPositions - 1) / kPositions);
+    for (int channel = call.first_channel; channel < call.last_channel; channel += kPair) {
+      kAccumulate[positions - 1](call.input.at(first, 0), call.input.position_stride, steps,
+                                 packed.weights.data() + channel / kPair * pair_bytes, sums);
+      for (int place = 0; place < positions; ++place) {
+        write_outputs(stage, call, first + place, channel, sums, positions, place);
+      }
+    }
+    first += positions;
+    left -= positions;
   }
 }
 

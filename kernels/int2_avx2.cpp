@@ -30,8 +30,7 @@
 namespace nibble {
 namespace {
 
-constexpr int kPositions = 6;
-constexpr int kPair = 2;  ///< output channels of a register block
+constexpr int kMostPositions = 6;
 constexpr int kTableBytes = 16;
 constexpr int kTables = 16;
 
@@ -135,7 +134,7 @@ PackedConvolution pack(const ConvolutionLayer& layer) {
 
 /// Sums of the runs of one register block, 8-bit, [run][output channel of the pair][position].
 struct Partial {
-  __m256i sums[kMaximumRuns * kPair * kPositions];
+  __m256i sums[kMaximumRuns * kPair * kMostPositions];
 };
 
 inline __m256i load_table(const std::uint8_t* table) {
@@ -191,8 +190,8 @@ void accumulate(const std::uint8_t* input, std::ptrdiff_t stride, const Steps& s
   accumulate_block(std::make_index_sequence<Positions>{}, input, stride, steps, tables, weights, partial);
 }
 
-constexpr Accumulate kAccumulate[kPositions] = {accumulate<1>, accumulate<2>, accumulate<3>,
-                                                accumulate<4>, accumulate<5>, accumulate<6>};
+constexpr Accumulate kAccumulate[kMostPositions] = {accumulate<1>, accumulate<2>, accumulate<3>,
+                                                    accumulate<4>, accumulate<5>, accumulate<6>};
 
 /// Unsigned 16-bit sums of the even and of the odd lanes.
 struct Widened {
@@ -434,7 +433,7 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
     }
     for (int first = 0, left = call.positions; left > 0;) {
       // As equal blocks as possible: 14 positions are 5 + 5 + 4.
-      const int positions = left / ((left + kPositions - 1) / kPositions);
+      const int positions = left / ((left + kMostPositions - 1) / kMostPositions);
       const std::uint8_t* input = call.input.at(first, 0);
       const auto compute = [&](int channel, Partial& into) {
         kAccumulate[positions - 1](input, call.input.position_stride, steps, tables,

@@ -7,7 +7,10 @@
 // their proof and their widening are int2_avx2.cpp's, with entries of up to 27 for +-1, +-3.
 //
 // Blocks of 2 positions x 4 output channels: 8 sums of the run, 16 widened ones and 4 tables of the 32
-// registers; 6 vector loads for 8 look-ups leave the look-ups the bound.
+// registers; 6 vector loads for 8 look-ups leave the look-ups the bound. Sums become outputs before they
+// leave their registers. A 2-bit output is how many of three thresholds a sum exceeds: sums start from minus
+// the second threshold, so that they may be saturated to bytes before they are compared with 0 and with the
+// other two, wherever these are less than 128 away.
 //
 //   weights:  [64 tables][64], then [block of 4 output channels][tap][group of 3 input channels][4] numbers
 //   program:  run length, then [tap][output channel, padded] sums of the tables' minima
@@ -31,7 +34,7 @@ constexpr int kTableBytes = 64;
 constexpr int kTables = 64;
 constexpr int kLargestSum =
     32766;  ///< minus its minimum; one more than it and less than zero fit 16 bits too
-constexpr int kChunk = 5 * kTileChannels;  ///< output channels that are prepared together
+constexpr int kChunk = 6 * kTileChannels;  ///< output channels that are prepared together
 
 struct Table {
   std::array<std::uint8_t, kTableBytes> entries;
@@ -138,14 +141,13 @@ PackedConvolution pack(const ConvolutionLayer& layer) {
   return packed;
 }
 
-/// What a call needs of an output channel, each the same in all bytes or words of 32 bits.
-struct Channel {
-  std::uint32_t start;        ///< what the sums of odd lanes start from, in words
-  std::uint32_t start_words;  ///< 257 times this modulo 2^16: whole words are even lanes + 256 * odd lanes
-  std::uint32_t lower;        ///< thresholds 1 and 3 minus threshold 2, in bytes or words
-  std::uint32_t upper;
-  std::uint32_t unit;  ///< one of this channel in an index3 group, in bytes
-  int completes;       ///< the group whose last channel it is, or -1
+/// What a call needs of its output channels, each value the same in all bytes or words of 32 bits.
+struct Channels {
+  std::uint32_t start[kChunk];  ///< what the sums of odd lanes start from, in words
+  /// 257 times this modulo 2^16: whole words are even lanes + 256 * odd lanes.
+  std::uint32_t start_words[kChunk];
+  std::uint32_t lower[kChunk];  ///< thresholds 1 and 3 minus threshold 2, in bytes or words
+  std::uint32_t upper[kChunk];
 };
 
 constexpr std::uint32_t in_words(int value) {
@@ -165,10 +167,20 @@ struct Block {
   const Steps* steps;
   const std::uint8_t* tables;
   const std::uint8_t* weights;
-  const Channel* channels;  ///< [4]
+  const Channels* channels;
+  int in_chunk;  ///< index of the first of the four in `channels`
   int first_position;
   int channel;  ///< first of the four
 };
+
+/// The tables' numbers of four output channels, the first one lowest. Opaque, or the compiler would load each
+/// number by itself.
+inline std::uint32_t four_numbers(const std::uint8_t* numbers) {
+  std::uint32_t four = 0;
+  std::memcpy(&four, numbers, sizeof four);
+  asm("" : "+r"(four));
+  return four;
+}
 
 /// Adds up a block and gives the sums of each channel k to finish(k, words, odd), [position], modulo 2^16: of
 /// all runs as words, which are even lanes + 256 * odd lanes, and of their upper bytes, the odd lanes.
@@ -180,11 +192,13 @@ inline __attribute__((always_inline)) void accumulate(std::index_sequence<P...>,
                                                 static_cast<std::ptrdiff_t>(P) * block.stride...};
   const std::uint8_t* const tables = block.tables;
   const std::uint8_t* const weights = block.weights;
-  const auto table_at = [&](std::uint8_t number) __attribute__((always_inline)) {
+  // Four numbers by one load: the loads of two positions are nearly as many as the look-ups can hide.
+  const auto table_at = [&](std::uint32_t numbers, int k) __attribute__((always_inline)) {
+    const std::uint32_t number = numbers >> (8 * k) & 0xFFU;
     return loaded_once(_mm512_load_si512(tables + std::ptrdiff_t{number} * kTableBytes));
   };
-  const auto words_of = [&](int k) { return everywhere(block.channels[k].start_words); };
-  const auto odd_of = [&](int k) { return everywhere(block.channels[k].start); };
+  const auto words_of = [&](int k) { return everywhere(block.channels->start_words[block.in_chunk + k]); };
+  const auto odd_of = [&](int k) { return everywhere(block.channels->start[block.in_chunk + k]); };
   __m512i words0[kCount] = {((void)P, words_of(0))...};
   __m512i words1[kCount] = {((void)P, words_of(1))...};
   __m512i words2[kCount] = {((void)P, words_of(2))...};
@@ -200,10 +214,11 @@ inline __attribute__((always_inline)) void accumulate(std::index_sequence<P...>,
     __m512i sums1[kCount];
     __m512i sums2[kCount];
     __m512i sums3[kCount];
-    __m512i table0 = table_at(numbers[0]);
-    __m512i table1 = table_at(numbers[1]);
-    __m512i table2 = table_at(numbers[2]);
-    __m512i table3 = table_at(numbers[3]);
+    std::uint32_t four = four_numbers(numbers);
+    __m512i table0 = table_at(four, 0);
+    __m512i table1 = table_at(four, 1);
+    __m512i table2 = table_at(four, 2);
+    __m512i table3 = table_at(four, 3);
     const auto begin = [&](std::size_t p) __attribute__((always_inline)) {
       const __m512i index = load(position[p] + *step);
       sums0[p] = _mm512_permutexvar_epi8(index, table0);
@@ -228,10 +243,11 @@ inline __attribute__((always_inline)) void accumulate(std::index_sequence<P...>,
     (begin(P), ...);
     while (++step != run.last) {
       numbers += kBlockChannels;
-      table0 = table_at(numbers[0]);
-      table1 = table_at(numbers[1]);
-      table2 = table_at(numbers[2]);
-      table3 = table_at(numbers[3]);
+      four = four_numbers(numbers);
+      table0 = table_at(four, 0);
+      table1 = table_at(four, 1);
+      table2 = table_at(four, 2);
+      table3 = table_at(four, 3);
       (add(P), ...);
     }
     const auto widen = [&](std::size_t p) __attribute__((always_inline)) {
@@ -267,8 +283,8 @@ inline __attribute__((always_inline)) LoneSums accumulate_two(std::index_sequenc
   const std::uint8_t* const input = block.input;
   const std::uint8_t* const tables = block.tables;
   const std::uint8_t* const weights = block.weights;
-  __m512i words[] = {everywhere(block.channels[K].start_words)...};
-  __m512i odd[] = {everywhere(block.channels[K].start)...};
+  __m512i words[] = {everywhere(block.channels->start_words[block.in_chunk + static_cast<int>(K)])...};
+  __m512i odd[] = {everywhere(block.channels->start[block.in_chunk + static_cast<int>(K)])...};
   for (const Run& run : *block.steps) {
     const std::uint8_t* numbers = weights + kBlockChannels * run.weights;
     std::uint32_t four[2];  // numbers of tables, of each block
@@ -331,14 +347,31 @@ template <bool is_packed>
 class IndexWriter {
  public:
   IndexWriter(const OutputView& view, const Context& context, const Block& block)
-      : view_(view), open_(context.open), first_position_(block.first_position) {
-    const bool begins = block.channel % kGroup == 0;
-    for (std::size_t p = 0; p < kPositions; ++p) {
-      index_[p] = begins ? _mm512_setzero_si512() : load(open_ + p * kTableBytes);
+      : view_(view),
+        open_(context.open),
+        first_position_(block.first_position),
+        first_group_(block.channel / kGroup),
+        phase_(block.channel % kGroup),
+        channels_left_(context.call.last_channel - block.channel) {}
+
+  /// Before the values of channel k of the block.
+  template <std::size_t Positions>
+  __attribute__((always_inline)) void open(int k) {
+    if (k != 0) return;
+#pragma GCC unroll 2
+    for (std::size_t p = 0; p < Positions; ++p) {
+      index_[p] = phase_ == 0 ? _mm512_setzero_si512() : load(open_ + p * kLanes);
     }
   }
 
-  /// How many of three thresholds each lane exceeds. unit: everywhere(Channel::unit).
+  /// One of channel k of the block in every lane.
+  __attribute__((always_inline)) __m512i unit(int k) const {
+    static constexpr std::uint32_t kUnits[kGroup] = {in_bytes(1), in_bytes(4), in_bytes(16)};
+    const int place = phase_ + k;  // 0 .. 5
+    return loaded_once(everywhere(kUnits[place < kGroup ? place : place - kGroup]));
+  }
+
+  /// How many of three thresholds each lane exceeds.
   __attribute__((always_inline)) void add(std::size_t p, __m512i unit, __mmask64 one, __mmask64 two,
                                           __mmask64 three) {
     index_[p] = _mm512_mask_add_epi8(index_[p], one, index_[p], unit);
@@ -348,17 +381,20 @@ class IndexWriter {
 
   /// After the values of channel k of the block.
   template <std::size_t Positions>
-  __attribute__((always_inline)) void close(const Channel& channel, int k) {
-    if (channel.completes >= 0) {
+  __attribute__((always_inline)) void close(int k) {
+    if (k >= channels_left_) return;
+    const int place = phase_ + k;
+    if (place == kGroup - 1 || place == 2 * kGroup - 1 || k + 1 == channels_left_) {
+      const int group = first_group_ + (place < kGroup ? 0 : 1);
 #pragma GCC unroll 2
       for (std::size_t p = 0; p < Positions; ++p) {
-        store(view_.at(first_position_ + static_cast<int>(p), channel.completes),
+        store(view_.at(first_position_ + static_cast<int>(p), group),
               is_packed ? interleaved(index_[p]) : index_[p]);
         index_[p] = _mm512_setzero_si512();
       }
     } else if (k == kBlockChannels - 1) {
 #pragma GCC unroll 2
-      for (std::size_t p = 0; p < Positions; ++p) store(open_ + p * kTableBytes, index_[p]);
+      for (std::size_t p = 0; p < Positions; ++p) store(open_ + p * kLanes, index_[p]);
     }
   }
 
@@ -366,31 +402,38 @@ class IndexWriter {
   OutputView view_;
   std::uint8_t* open_;
   int first_position_;
+  int first_group_;    ///< of the block's first channel
+  int phase_;          ///< its place in that group
+  int channels_left_;  ///< from it to the call's last one
   __m512i index_[kPositions];
 };
 
 /// 2-bit outputs of sums that start from minus the second threshold: saturated to bytes, they still compare
 /// rightly with thresholds that are closer to it than 127.
 struct IndexThresholds {
-  const Channel* channels;
+  const std::uint32_t* lower_thresholds;  ///< [4]
+  const std::uint32_t* upper_thresholds;
   IndexWriter<true> writer;
 
   IndexThresholds(const Context& context, const Block& block)
-      : channels(block.channels), writer(context.call.output, context, block) {}
+      : lower_thresholds(block.channels->lower + block.in_chunk),
+        upper_thresholds(block.channels->upper + block.in_chunk),
+        writer(context.call.output, context, block) {}
 
   template <std::size_t Positions>
   __attribute__((always_inline)) void operator()(int k, const __m512i (&words)[Positions],
                                                  const __m512i (&odd)[Positions]) {
-    const __m512i lower = loaded_once(everywhere(channels[k].lower));
-    const __m512i upper = loaded_once(everywhere(channels[k].upper));
-    const __m512i unit = loaded_once(everywhere(channels[k].unit));
+    writer.open<Positions>(k);
+    const __m512i lower = loaded_once(everywhere(lower_thresholds[k]));
+    const __m512i upper = loaded_once(everywhere(upper_thresholds[k]));
+    const __m512i unit = writer.unit(k);
 #pragma GCC unroll 2
     for (std::size_t p = 0; p < Positions; ++p) {
       const __m512i above = _mm512_packs_epi16(even_of(words[p], odd[p]), odd[p]);
       writer.add(p, unit, _mm512_cmpgt_epi8_mask(above, lower),
                  _mm512_cmpgt_epi8_mask(above, _mm512_setzero_si512()), _mm512_cmpgt_epi8_mask(above, upper));
     }
-    writer.close<Positions>(channels[k], k);
+    writer.close<Positions>(k);
   }
 };
 
@@ -398,8 +441,9 @@ struct IndexThresholds {
 struct ThresholdBytes {
   __m512i thresholds[3];
 
-  ThresholdBytes(const OutputStage&, const Channel& channel, int)
-      : thresholds{everywhere(channel.lower), _mm512_setzero_si512(), everywhere(channel.upper)} {}
+  ThresholdBytes(const OutputStage&, const Block& block, int k)
+      : thresholds{everywhere(block.channels->lower[block.in_chunk + k]), _mm512_setzero_si512(),
+                   everywhere(block.channels->upper[block.in_chunk + k])} {}
 
   __m512i operator()(const std::uint8_t*, __m512i words, __m512i odd) const {
     const __m512i even = even_of(words, odd);
@@ -426,18 +470,19 @@ struct Requantized {
   __m512 offset;
   __m512 ratio;
   __m512i highest;
+  __m512i exponent;
 
-  Requantized(const OutputStage& stage, const Channel&, int channel)
-      : scale(_mm512_set1_ps(stage.scale[channel])),
-        offset(_mm512_set1_ps(stage.offset[channel])),
+  Requantized(const OutputStage& stage, const Block& block, int k)
+      : scale(_mm512_set1_ps(stage.scale[block.channel + k])),
+        offset(_mm512_set1_ps(stage.offset[block.channel + k])),
         ratio(_mm512_set1_ps(stage.residual_ratio)),
-        highest(_mm512_set1_epi8(static_cast<char>(stage.range.highest))) {}
+        highest(_mm512_set1_epi8(static_cast<char>(stage.range.highest))),
+        exponent(loaded_once(_mm512_set1_epi16(0x4B00))) {}
 
   /// residual_bytes: 64 lanes of this channel and position.
   __attribute__((always_inline)) __m512i operator()(const std::uint8_t* residual_bytes, __m512i words,
                                                     __m512i odd) const {
     // A 16-bit word u above 0x4B00 is the float 2^23 + u, so one subtraction gives u plus any exact integer.
-    const __m512i exponent = _mm512_set1_epi16(0x4B00);
     const __m512 bias = _mm512_set1_ps(8388608.0F + 32768.0F);
     __m512i residuals = _mm512_setzero_si512();
     if constexpr (residual != Residual::none) {
@@ -446,27 +491,51 @@ struct Requantized {
         residuals = _mm512_xor_si512(residuals, _mm512_set1_epi8(-128));
       }
     }
-    // first: in each 128-bit block, the lanes are first, first + 2, first + 4, first + 6.
-    const auto quantized = [&](__m512i word, int first) __attribute__((always_inline)) {
-      __m512 y = _mm512_sub_ps(_mm512_castsi512_ps(word), bias);
-      y = _mm512_mul_ps(y, scale);
-      y = _mm512_add_ps(y, offset);
-      if constexpr (residual != Residual::none) {
-        // Byte by byte into 32 bits; an index of 0x80 gives zero.
-        const int index = static_cast<int>(0x80808000U) + first;
-        const __m512i lanes =
-            _mm512_shuffle_epi8(residuals, _mm512_set4_epi32(index + 6, index + 4, index + 2, index));
-        __m512 r = _mm512_cvtepi32_ps(lanes);
-        if constexpr (residual == Residual::signed8) r = _mm512_sub_ps(r, _mm512_set1_ps(128.0F));
-        y = _mm512_fmadd_ps(r, ratio, y);
-      }
-      return _mm512_cvtps_epi32(y);  // the packs clamp
-    };
+    // Four times 16 lanes, one instruction for all of them after the other: pins say why. In each 128-bit
+    // block the lanes of y[i] are first[i], first[i] + 2, first[i] + 4, first[i] + 6.
+    constexpr int kFirst[4] = {0, 8, 1, 9};
     const __m512i even = even_of(words, odd);
-    const __m512i even_words = _mm512_packs_epi32(quantized(_mm512_unpacklo_epi16(even, exponent), 0),
-                                                  quantized(_mm512_unpackhi_epi16(even, exponent), 8));
-    const __m512i odd_words = _mm512_packs_epi32(quantized(_mm512_unpacklo_epi16(odd, exponent), 1),
-                                                 quantized(_mm512_unpackhi_epi16(odd, exponent), 9));
+    __m512 y[4] = {
+        _mm512_castsi512_ps(_mm512_unpacklo_epi16(even, exponent)),
+        _mm512_castsi512_ps(_mm512_unpackhi_epi16(even, exponent)),
+        _mm512_castsi512_ps(_mm512_unpacklo_epi16(odd, exponent)),
+        _mm512_castsi512_ps(_mm512_unpackhi_epi16(odd, exponent)),
+    };
+    const auto each = [&](auto stage) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) y[i] = stage(y[i], i);
+      wait_for_pins(y[0], y[1], y[2], y[3]);
+    };
+    wait_for_pins(y[0], y[1], y[2], y[3]);
+    // By a multiplication pipe: additions and conversions fill the others.
+    each([&](__m512 value, int) { return _mm512_fmsub_ps(value, _mm512_set1_ps(1.0F), bias); });
+    each([&](__m512 value, int) { return _mm512_mul_ps(value, scale); });
+    each([&](__m512 value, int) { return _mm512_add_ps(value, offset); });
+    if constexpr (residual != Residual::none) {
+      __m512 r[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        // Byte by byte into 32 bits; an index of 0x80 gives zero.
+        const int index = static_cast<int>(0x80808000U) + kFirst[i];
+        r[i] = _mm512_castsi512_ps(
+            _mm512_shuffle_epi8(residuals, _mm512_set4_epi32(index + 6, index + 4, index + 2, index)));
+      }
+      wait_for_pins(r[0], r[1], r[2], r[3]);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) r[i] = _mm512_cvtepi32_ps(_mm512_castps_si512(r[i]));
+      if constexpr (residual == Residual::signed8) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) r[i] = _mm512_sub_ps(r[i], _mm512_set1_ps(128.0F));
+      }
+      wait_for_pins(r[0], r[1], r[2], r[3]);
+      each([&](__m512 value, int i) { return _mm512_fmadd_ps(r[i], ratio, value); });
+    }
+    __m512i q[4];  // the packs clamp
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) q[i] = _mm512_cvtps_epi32(y[i]);
+    wait_for_pins(q[0], q[1], q[2], q[3]);
+    const __m512i even_words = _mm512_packs_epi32(q[0], q[1]);
+    const __m512i odd_words = _mm512_packs_epi32(q[2], q[3]);
     if constexpr (is_signed) return interleaved(_mm512_packs_epi16(even_words, odd_words));
     return _mm512_min_epu8(interleaved(_mm512_packus_epi16(even_words, odd_words)), highest);
   }
@@ -500,7 +569,7 @@ struct ByteOutput {
     const int channel = block.channel + k;
     if (channel >= call.last_channel) return;
     const int tile_channel = channel % kTileChannels;
-    const Bytes bytes_of(stage, block.channels[k], channel);
+    const Bytes bytes_of(stage, block, k);
     __m512i bytes[Positions];
 #pragma GCC unroll 2
     for (std::size_t p = 0; p < Positions; ++p) {
@@ -509,7 +578,8 @@ struct ByteOutput {
       store(is_planar ? call.output.at(position, channel) : context.tile.bytes[tile_channel][p], bytes[p]);
     }
     if (is_index) {
-      const __m512i unit = loaded_once(everywhere(block.channels[k].unit));
+      writer.open<Positions>(k);
+      const __m512i unit = writer.unit(k);
 #pragma GCC unroll 2
       for (std::size_t p = 0; p < Positions; ++p) {
         const auto above = [&](int t) __attribute__((always_inline)) {
@@ -517,7 +587,7 @@ struct ByteOutput {
         };
         writer.add(p, unit, above(0), above(1), above(2));
       }
-      writer.close<Positions>(block.channels[k], k);
+      writer.close<Positions>(k);
     } else if (stage.derived_bits != 0) {
       for (std::size_t p = 0; p < Positions; ++p) {
         store(context.derived_tile.bytes[tile_channel][p], derive(bytes[p], stage));
@@ -564,7 +634,7 @@ void compute_two(const Context& context, const Block& block) {
       accumulate_two(std::make_index_sequence<2 * kBlockChannels>{}, block, context.block_bytes);
   Block next = block;
   next.weights += context.block_bytes;
-  next.channels += kBlockChannels;
+  next.in_chunk += kBlockChannels;
   next.channel += kBlockChannels;
   for (int second = 0; second < 2; ++second) {
     Output output(context, second == 0 ? block : next);
@@ -609,37 +679,39 @@ Way choose_way(const OutputStage& stage, const ConvolutionCall& call) {
 }
 
 /// What `count` output channels from `first` need, given the sums of their tables' minima: sum + start in
-/// words. Returns whether thresholds 1 and 3 are in bytes, which they are wherever they fit.
-bool prepare_channels(const OutputStage& stage, bool uses_thresholds, int first, int count, int last_channel,
-                      const std::int32_t* minimum, Channel* channels) {
-  bool fits_bytes = uses_thresholds && stage.format == kIndex3 && stage.derived_bits == 0;
-  int lower[kChunk + kBlockChannels] = {};
-  int upper[kChunk + kBlockChannels] = {};
-  for (int k = 0; k < count; ++k) {
-    int start = 32768 + minimum[k];
-    if (uses_thresholds) {
-      // Sums minus their minimum are 0 .. kLargestSum, so this changes no comparison.
-      const auto threshold = [&](int t) {
-        const int value = stage.thresholds[t * stage.padded_channels + first + k] - minimum[k];
-        return std::clamp(value, -1, kLargestSum);
-      };
-      start = -threshold(1);
-      lower[k] = threshold(0) + start;
-      upper[k] = threshold(2) + start;
-      fits_bytes = fits_bytes && lower[k] >= -128 && upper[k] <= 126;
+/// words. Returns whether thresholds 1 and 3 are in bytes, which they are wherever they fit. Plain loops that
+/// become vectors: a small map has many calls.
+bool prepare_channels(const OutputStage& stage, bool uses_thresholds, int first, int count,
+                      const std::int32_t* minimum, Channels& channels) {
+  std::int32_t start[kChunk];
+  for (int k = 0; k < count; ++k) start[k] = 32768 + minimum[k];
+  bool fits_bytes = false;
+  if (uses_thresholds) {
+    std::int32_t thresholds[3][kChunk];
+    for (int t = 0; t < 3; ++t) {
+      const std::int16_t* of_stage = stage.thresholds + t * stage.padded_channels + first;
+      for (int k = 0; k < count; ++k) {
+        // Sums minus their minimum are 0 .. kLargestSum, so this changes no comparison.
+        thresholds[t][k] = std::min(std::max(of_stage[k] - minimum[k], -1), kLargestSum);
+      }
     }
-    channels[k].start = in_words(start);
-    channels[k].start_words = in_words(257 * start);
+    std::int32_t lowest = 0;
+    std::int32_t highest = 0;
+    for (int k = 0; k < count; ++k) {
+      start[k] = -thresholds[1][k];
+      thresholds[0][k] += start[k];
+      thresholds[2][k] += start[k];
+      lowest = std::min(lowest, thresholds[0][k]);
+      highest = std::max(highest, thresholds[2][k]);
+    }
+    fits_bytes = stage.format == kIndex3 && stage.derived_bits == 0 && lowest >= -128 && highest <= 126;
+    for (int k = 0; k < count; ++k) {
+      channels.lower[k] = fits_bytes ? in_bytes(thresholds[0][k]) : in_words(thresholds[0][k]);
+      channels.upper[k] = fits_bytes ? in_bytes(thresholds[2][k]) : in_words(thresholds[2][k]);
+    }
   }
-  for (int k = 0; k < count; ++k) {
-    channels[k].lower = fits_bytes ? in_bytes(lower[k]) : in_words(lower[k]);
-    channels[k].upper = fits_bytes ? in_bytes(upper[k]) : in_words(upper[k]);
-    const int channel = first + k;
-    const bool completes =
-        channel < last_channel && (channel % kGroup == kGroup - 1 || channel + 1 == last_channel);
-    channels[k].unit = in_bytes(1 << (2 * (channel % kGroup)));
-    channels[k].completes = completes ? channel / kGroup : -1;
-  }
+  for (int k = 0; k < count; ++k) channels.start[k] = in_words(start[k]);
+  for (int k = 0; k < count; ++k) channels.start_words[k] = in_words(257 * start[k]);
   return fits_bytes;
 }
 
@@ -670,9 +742,8 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
       const std::int32_t* of_tap = minima + std::ptrdiff_t{tap.index} * padded + chunk;
       for (int k = 0; k < count; ++k) minimum[k] += of_tap[k];
     }
-    Channel channels[kChunk];
-    const bool in_bytes =
-        prepare_channels(stage, way.uses_thresholds, chunk, count, call.last_channel, minimum, channels);
+    Channels channels;
+    const bool in_bytes = prepare_channels(stage, way.uses_thresholds, chunk, count, minimum, channels);
     const Computes& computes = in_bytes ? kComputes<IndexThresholds> : way.computes;
     const bool uses_tiles = (way.uses_tile && !in_bytes) || way.uses_derived_tile;
     for (int first = 0, left = call.positions; left > 0;) {
@@ -684,7 +755,8 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
                      &steps,
                      tables,
                      weights + channel / kBlockChannels * block_bytes,
-                     channels + (channel - chunk),
+                     &channels,
+                     channel - chunk,
                      first,
                      channel};
       };

@@ -9,8 +9,7 @@
 // 144 and is never widened. Run lengths are proved at packing for every stretch of steps. Multiplication by
 // one (vpmaddwd) at the end adds the two words of a lane and gives the s32 that requantization converts.
 //
-// Blocks of 3 positions x 16 lanes x 2 output channels: 12 sums, 2 weights, 2 temporaries are the 16
-// registers. 16 lanes of quads8 are a whole cache line.
+// Register blocks are those of kernels/blocks_avx2.h.
 //
 // Where a call's taps form whole lines, two neighbouring positions take four multiplications a line instead
 // of six (kernels/line_filter.h): three pairs of positions replace the three positions of a block, and the
@@ -36,13 +35,8 @@
 namespace nibble {
 namespace {
 
-constexpr int kPositions = 3;
-constexpr int kPair = 2;   ///< output channels of a register block
-constexpr int kParts = 2;  ///< registers of 8 lanes in a register block
 constexpr int kHalves = kLanes / (8 * kParts);
-constexpr int kQuad = 4;  ///< input channels of a step
-constexpr int kPartBytes = 32;
-constexpr int kBlockBytes = kParts * kPartBytes;
+constexpr int kQuad = 4;               ///< input channels of a step
 constexpr int kFilteredGroups = 16;    ///< of layers that are filtered by lines
 constexpr int kFilteredOutputs = 256;  ///< output channels of layers that are
 constexpr int kFilteredChannels = 16;  ///< output channels that share the loads of a point's V
@@ -207,53 +201,13 @@ struct Partial {
   __m256i sums[kMaximumRuns * kPair * kPositions * kParts];
 };
 
-inline __m256i broadcast_quad(const std::uint8_t* weights) {
-  std::int32_t quad = 0;
-  std::memcpy(&quad, weights, sizeof quad);
-  return _mm256_set1_epi32(quad);
-}
-
-/// B: positions * kParts registers; register b is part b % kParts of position b / kParts.
-template <std::size_t... B>
-inline __attribute__((always_inline)) void accumulate_block(std::index_sequence<B...>,
-                                                            const std::uint8_t* input, std::ptrdiff_t stride,
-                                                            const Steps& steps, const std::uint8_t* weights,
-                                                            __m256i* store) {
-  constexpr std::size_t kCount = sizeof...(B);
-  const std::uint8_t* const position[kPositions] = {input, input + stride, input + 2 * stride};
-  for (const Run& run : steps) {
-    const std::uint8_t* quads = weights + kPair * kQuad * run.weights;
-    const std::ptrdiff_t* step = run.first;
-    __m256i sums0[kCount];
-    __m256i sums1[kCount];
-    __m256i weights0 = broadcast_quad(quads);
-    __m256i weights1 = broadcast_quad(quads + kQuad);
-    const auto activations = [&](std::size_t b) __attribute__((always_inline)) {
-      return loaded_once(_mm256_loadu_si256(
-          reinterpret_cast<const __m256i*>(position[b / kParts] + *step + kPartBytes * (b % kParts))));
-    };
-    const auto begin = [&](std::size_t b) __attribute__((always_inline)) {
-      const __m256i a = activations(b);
-      sums0[b] = _mm256_maddubs_epi16(a, weights0);
-      sums1[b] = _mm256_maddubs_epi16(a, weights1);
-    };
-    const auto add = [&](std::size_t b) __attribute__((always_inline)) {
-      const __m256i a = activations(b);
-      sums0[b] = _mm256_add_epi16(sums0[b], _mm256_maddubs_epi16(a, weights0));
-      sums1[b] = _mm256_add_epi16(sums1[b], _mm256_maddubs_epi16(a, weights1));
-    };
-    (begin(B), ...);
-    while (++step != run.last) {
-      quads += kPair * kQuad;
-      weights0 = broadcast_quad(quads);
-      weights1 = broadcast_quad(quads + kQuad);
-      (add(B), ...);
-    }
-    (_mm256_store_si256(store + B, sums0[B]), ...);
-    (_mm256_store_si256(store + kCount + B, sums1[B]), ...);
-    store += kPair * kCount;
+struct PairProducts {
+  static __m256i loaded(__m256i activations) { return loaded_once(activations); }
+  static __m256i multiply(__m256i activations, __m256i weights) {
+    return _mm256_maddubs_epi16(activations, weights);
   }
-}
+  static void add_to(__m256i& sum, __m256i product) { sum = _mm256_add_epi16(sum, product); }
+};
 
 using Accumulate = void (*)(const std::uint8_t* input, std::ptrdiff_t stride, const Steps& steps,
                             const std::uint8_t* weights, __m256i* store);
@@ -261,7 +215,12 @@ using Accumulate = void (*)(const std::uint8_t* input, std::ptrdiff_t stride, co
 template <std::size_t Positions>
 void accumulate(const std::uint8_t* input, std::ptrdiff_t stride, const Steps& steps,
                 const std::uint8_t* weights, __m256i* store) {
-  accumulate_block(std::make_index_sequence<Positions * kParts>{}, input, stride, steps, weights, store);
+  constexpr std::size_t kRegisters = Positions * kParts;
+  accumulate_block<PairProducts>(
+      std::make_index_sequence<kRegisters>{}, input, stride, steps,
+      weights, [&](int run, std::size_t i, __m256i sum) __attribute__((always_inline)) {
+        _mm256_store_si256(store + static_cast<std::size_t>(run) * kPair * kRegisters + i, sum);
+      });
 }
 
 constexpr Accumulate kAccumulate[kPositions] = {accumulate<1>, accumulate<2>, accumulate<3>};

@@ -29,11 +29,8 @@
 namespace nibble {
 namespace {
 
-constexpr int kPair = 2;   ///< output channels of a register block
-constexpr int kParts = 4;  ///< registers of 8 lanes in a block of 32
-constexpr int kQuad = 4;   ///< input channels of a step
-constexpr int kPartBytes = 32;
-constexpr int kStepBytes = kPair * kQuad;
+constexpr int kRegisters = 4;  ///< of 8 lanes in a block of 32
+constexpr int kQuad = 4;       ///< input channels of a step
 
 /// Costs of a run: vpmaddubsw and vpmaddwd of one register.
 constexpr RunLength kLengths[] = {{1, 2.0}, {2, 3.0}, {3, 4.0}, {4, 5.0}};
@@ -71,18 +68,12 @@ Program program_of(const PackedConvolution& packed) {
   return {packed.program[0], first_run, first_run + padded / kPair * taps + 1, packed.weights.data()};
 }
 
-inline __m256i broadcast_quad(const std::uint8_t* weights) {
-  std::int32_t quad = 0;
-  std::memcpy(&quad, weights, sizeof quad);
-  return _mm256_set1_epi32(quad);
-}
-
 /// Sums of one pair of output channels at one position: sums[channel][part].
 template <int Length>
 void accumulate(const ConvolutionCall& call, const std::uint8_t* input, const std::int32_t* first_run,
-                const Program& program, __m256i (*sums)[kParts]) {
+                const Program& program, __m256i (*sums)[kRegisters]) {
   const __m256i ones = _mm256_set1_epi16(1);
-  __m256i total[kPair][kParts] = {};
+  __m256i total[kPair][kRegisters] = {};
   for (const Tap& tap : call.taps) {
     const std::uint8_t* at_tap = input + tap.offset;
     const std::int32_t last = first_run[tap.index + 1];
@@ -93,9 +84,9 @@ void accumulate(const ConvolutionCall& call, const std::uint8_t* input, const st
       __m256i weight[kPair][Length];
       for (int s = 0; s < Length; ++s) {
         step[s] = at_tap + groups[s] * call.input.group_stride;
-        for (int o = 0; o < kPair; ++o) weight[o][s] = broadcast_quad(weights + s * kStepBytes + o * kQuad);
+        for (int o = 0; o < kPair; ++o) weight[o][s] = broadcast_dword(weights + s * kStepBytes + o * kQuad);
       }
-      for (int part = 0; part < kParts; ++part) {
+      for (int part = 0; part < kRegisters; ++part) {
         __m256i words[kPair];
         for (int s = 0; s < Length; ++s) {
           const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(step[s] + part * kPartBytes));
@@ -111,12 +102,13 @@ void accumulate(const ConvolutionCall& call, const std::uint8_t* input, const st
     }
   }
   for (int o = 0; o < kPair; ++o) {
-    for (int part = 0; part < kParts; ++part) sums[o][part] = total[o][part];
+    for (int part = 0; part < kRegisters; ++part) sums[o][part] = total[o][part];
   }
 }
 
 using Accumulate = void (*)(const ConvolutionCall& call, const std::uint8_t* input,
-                            const std::int32_t* first_run, const Program& program, __m256i (*sums)[kParts]);
+                            const std::int32_t* first_run, const Program& program,
+                            __m256i (*sums)[kRegisters]);
 constexpr Accumulate kAccumulate[] = {accumulate<1>, accumulate<2>, accumulate<3>, accumulate<4>};
 
 /// Writer: a ByteWriter, or nothing (void) for the output stage that all AVX2 kernels share.
@@ -130,7 +122,7 @@ void run_with(const PackedConvolution& packed, const OutputStage& stage, const C
     const auto each_position = [&](auto write) __attribute__((always_inline)) {
       for (int position = 0; position < call.positions; ++position) {
         const std::uint8_t* input = call.input.at(position, 0);
-        __m256i sums[kOutputBlock][kParts];
+        __m256i sums[kOutputBlock][kRegisters];
         for (int o = 0; o < kOutputBlock; o += kPair) {
           accumulate_pair(call, input, program.first_run + (channel + o) / kPair * taps, program, sums + o);
         }
@@ -138,13 +130,13 @@ void run_with(const PackedConvolution& packed, const OutputStage& stage, const C
       }
     };
     if constexpr (std::is_void_v<Writer>) {
-      each_position([&](int position, const __m256i(&sums)[kOutputBlock][kParts]) {
+      each_position([&](int position, const __m256i(&sums)[kOutputBlock][kRegisters]) {
         write_outputs(stage, call, position, channel, sums);
       });
     } else {
       const Writer writer(stage, call, channel, 0, derived);
-      each_position([&](int position, const __m256i(&sums)[kOutputBlock][kParts]) {
-        for (int part = 0; part < kParts; ++part) {
+      each_position([&](int position, const __m256i(&sums)[kOutputBlock][kRegisters]) {
+        for (int part = 0; part < kRegisters; ++part) {
           writer.write(
               position, part, [&](int k) __attribute__((always_inline)) { return sums[k][part]; });
         }

@@ -74,15 +74,16 @@ class Steps {
 
  private:
   std::ptrdiff_t offsets_[kMaximumSteps];
-  Run runs_[kMaximumRuns];
+  Run runs_[kMaximumSteps];
   int count_ = 0;
 };
 
 /// Whether any tap list of this layer fits into Steps: at worst every kernel row is a stretch of its own.
-inline bool steps_fit(const ConvolutionShape& shape, int groups, int run_length) {
+inline bool steps_fit(const ConvolutionShape& shape, int groups, int run_length,
+                      int most_runs = kMaximumRuns) {
   const int row = shape.kernel * groups;
   return run_length > 0 && shape.kernel * row <= kMaximumSteps &&
-         shape.kernel * ((row + run_length - 1) / run_length) + 1 <= kMaximumRuns;
+         shape.kernel * ((row + run_length - 1) / run_length) + 1 <= most_runs;
 }
 
 /// The largest number of consecutive steps whose ranges add up to at most `limit`, wherever they begin.
@@ -105,11 +106,12 @@ inline int longest_run(const std::vector<int>& ranges, int limit) {
 /// before rounding, so that the conversion to integers needs no clamp before it: saturating packs do the
 /// rest.
 inline bool stays_convertible(const OutputStage& stage, const ConvolutionCall& call, float largest_sum) {
-  float largest = 0.0F;
+  const float limit = 1073741824.0F - 255.0F * std::abs(stage.residual_ratio);
+  int beyond = 0;  // a count, not a maximum: compilers turn it into vectors
   for (int c = call.first_channel; c < call.last_channel; ++c) {
-    largest = std::max(largest, std::abs(stage.scale[c]) * largest_sum + std::abs(stage.offset[c]));
+    beyond += std::abs(stage.scale[c]) * largest_sum + std::abs(stage.offset[c]) < limit ? 0 : 1;
   }
-  return largest + 255.0F * std::abs(stage.residual_ratio) < 1073741824.0F;
+  return beyond == 0;
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <array>
+#include <atomic>
 #include <cstddef>
 #include <dnnl.hpp>
 #include <optional>
@@ -46,6 +48,10 @@ struct TrainingWorker {
   dnnl::stream stream{cpu_engine()};
   AlignedBuffer<std::byte> scratchpad;
   AlignedBuffer<T> a, b, c;  ///< a tile's activations or gradients, each
+
+  /// Tiles of this thread's share that are taken, in two stages in turn, and which of them is this stage's.
+  alignas(64) std::array<std::atomic<int>, 2> taken{};
+  std::size_t queue = 0;
 };
 
 /// One convolution in training, on tiles of `tile` images, each run on one thread.

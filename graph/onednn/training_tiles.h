@@ -20,8 +20,10 @@
 #include "graph/onednn/training_layer.h"
 
 //
-// The batch is cut into tiles of a few images. Threads take tiles from a queue; on a tile a thread does all
-// the work that lies between two batch statistics (one "stage") while the tile is in the core's own cache:
+// The batch is cut into tiles of a few images. On a tile a thread does all the work that lies between two
+// batch statistics (one "stage") while the tile is in the core's own cache. Each thread begins with its own
+// share of the images, the same in every stage, for what it wrote may still be near (up to 6 % of a step of
+// 64 images on two cores); then it takes what others have left over:
 //
 //   forward    y[k-1] -> batch norm, shortcut, ReLU -> x -> convolution k -> y[k], sums of y[k]
 //   backward   g[k] -> batch norm's gradient -> dy[k] -> weight gradient of the tile
@@ -87,7 +89,7 @@ class TiledTraining : public TrainingImplementation {
 
   void lay_out_parameters();
 
-  /// Calls task(thread, tile) for every tile of `images` images, from within a parallel region.
+  /// Calls task(thread, tile) for every tile of `images` images, from within a parallel region; a barrier.
   template <typename Task>
   void for_tiles(int images, const Task& task);
   /// Runs `body` on all threads, each once; passes on the first exception.
@@ -286,6 +288,10 @@ template <typename T>
 template <typename Body>
 void TiledTraining<T>::parallel(const Body& body) {
   failed_ = false;
+  for (TrainingWorker<T>& worker : workers_) {
+    worker.queue = 0;
+    for (std::atomic<int>& taken : worker.taken) taken.store(0, std::memory_order_relaxed);
+  }
 #pragma omp parallel num_threads(threads_)
   body(omp_get_thread_num());
   if (!failed_) return;
@@ -300,13 +306,23 @@ template <typename T>
 template <typename Task>
 void TiledTraining<T>::for_tiles(int images, const Task& task) {
   const int tiles = tiles_of(images);
-#pragma omp for schedule(dynamic)
-  for (int tile = 0; tile < tiles; ++tile) {
-    const int first = tile * images;
-    guarded([&] {
-      task(omp_get_thread_num(), Tile{tile, index(first), index(std::min(images, count_ - first))});
-    });
+  const int team = omp_get_num_threads();
+  const int thread = omp_get_thread_num();
+  TrainingWorker<T>& worker = workers_[index(thread)];
+  const std::size_t queue = worker.queue;
+  for (int turn = 0; turn < team; ++turn) {
+    const int owner = (thread + turn) % team;
+    const int end = (owner + 1) * tiles / team;
+    std::atomic<int>& taken = workers_[index(owner)].taken[queue];
+    for (int tile; (tile = owner * tiles / team + taken.fetch_add(1, std::memory_order_relaxed)) < end;) {
+      const int first = tile * images;
+      guarded([&] { task(thread, Tile{tile, index(first), index(std::min(images, count_ - first))}); });
+    }
   }
+  // The other queue is that of the stage before, which all have left, and of the next one.
+  worker.queue = 1 - queue;
+  worker.taken[worker.queue].store(0, std::memory_order_relaxed);
+#pragma omp barrier
 }
 
 /// Images of the tile behind the batch's last one must be zero where convolutions read them.

@@ -5,6 +5,7 @@ data set.
 """
 
 import hashlib
+import json
 import os
 import pathlib
 import shutil
@@ -20,8 +21,7 @@ def flipped(data, place):
 def main():
     checkout, build = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
     environment = {name: value for name, value in os.environ.items() if name != "CIFAR10_ROOT"}
-    for protocol in ("http", "https"):  # nobody listens there
-        environment[f"{protocol}_proxy"] = "http://127.0.0.1:9"
+    environment["no_proxy"] = "nowhere.invalid"
 
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
@@ -34,11 +34,14 @@ def main():
             found = [file for file in folder.rglob("*") if file.is_file() and folder / "data" not in file.parents]
             return {file: hashlib.sha256(file.read_bytes()).digest() for file in found}
 
-        def refused(words, program, *arguments, code=2):
-            before = files()
-            result = subprocess.run(
+        def run(program, *arguments):
+            return subprocess.run(
                 [build / program, *map(str, arguments)], cwd=folder, env=environment, capture_output=True, text=True
             )
+
+        def refused(words, program, *arguments, code=2):
+            before = files()
+            result = run(program, *arguments)
             told = (program, arguments, result.returncode, result.stdout, result.stderr)
             assert result.returncode == code and not result.stdout, told
             sentences = [line for line in result.stderr.splitlines() if "calibrating on" not in line]
@@ -66,8 +69,10 @@ def main():
 
         configuration('{"cfg": {"checkpoint_path": "./chkp/p"}, "cfg_CIFAR": {"root": "./none", "download": false}}')
         refused("set CIFAR10_ROOT", "train", "--cfg", "c.json")
-        configuration('{"cfg": {"checkpoint_path": "./chkp/p"}}')
-        refused("CIFAR10_ROOT", "train", "--cfg", "c.json", code=1)  # no network
+        # A name that never exists (RFC 2606) stands for a machine without a network.
+        no_network = '{"cfg": {"checkpoint_path": "./chkp/p"}, "cfg_CIFAR": {"url": "http://nowhere.invalid/a.tar.gz"}}'
+        configuration(no_network)
+        refused("CIFAR10_ROOT", "train", "--cfg", "c.json", code=1)
         refused("cannot be written", "train", "--cfg", "c.json", "--checkpoint-path", "/proc/self/p")
         refused("cannot be made", "train", "--cfg", "c.json", "--checkpoint-path", "c.json/p")
 
@@ -77,7 +82,14 @@ def main():
         shutil.copyfile(checkout / "chkp" / "64_200.safetensors", trained)
         other = '{"cfg": {"checkpoint_path": "./chkp/p"}, "cfg_network": {"variant": "he", "depth": 20, "shortcut": "A"}}'
         refused("cfg_network asks for he of depth 20", "train", *configuration(other))
-        configuration('{"cfg": {"checkpoint_path": "./chkp/p"}}')
+        configuration(no_network)
+        # Without a network and without data only bench has something to do.
+        refused("CIFAR10_ROOT", "train", "--cfg", "c.json", "-e", code=1)
+        refused("CIFAR10_ROOT", "quant", "--cfg", "c.json", "--bits", "8", code=1)
+        told = run("bench", "--cfg", "c.json", "--runs", "1", "--images", "8", "--models", "FP32", "--report", "json")
+        assert told.returncode == 0 and "CIFAR10_ROOT" in told.stderr, told
+        row = json.loads(told.stdout)["rows"][0]
+        assert row["seconds"]["runs"] and row["agreement"] == 1 and row["top1"] is None, row
         whole = trained.read_bytes()
         header = int.from_bytes(whole[:8], "little")
         damages = [b"", whole[:4], whole[:header], whole[:-1], whole + b"x", whole + bytes(4096)]
