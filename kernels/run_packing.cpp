@@ -145,6 +145,11 @@ class Packer {
 
 }  // namespace
 
+RunProgram::RunProgram() = default;
+RunProgram::RunProgram(RunProgram&& other) noexcept = default;
+RunProgram& RunProgram::operator=(RunProgram&& other) noexcept = default;
+RunProgram::~RunProgram() = default;
+
 RunProgram pack_runs(const ConvolutionLayer& layer, int block_channels, const NarrowLane& lane,
                      std::span<const RunLength> lengths, TapRuns taps) {
   const Packer packer(layer, block_channels, lane);

@@ -41,6 +41,12 @@ enum class TapRuns {
 /// Steps that only fill a run up have group 0 and zero weights. A step whose lanes alone could overflow is
 /// split into steps of one input channel a lane.
 struct RunProgram {
+  // Not inline: kernel files must not define functions that others could be linked to.
+  RunProgram();
+  RunProgram(RunProgram&& other) noexcept;
+  RunProgram& operator=(RunProgram&& other) noexcept;
+  ~RunProgram();
+
   int length = 0;
   std::vector<std::int32_t> first_run;
   std::vector<std::int32_t> groups;
