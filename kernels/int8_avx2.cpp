@@ -14,8 +14,11 @@
 //
 // Blocks of 1 position x 32 lanes x 2 output channels: 8 sums in registers, the rest for weights.
 //
-//   weights:  s8 [run][step][2 output channels][4 input channels]
-//   program:  run length, then first runs [pair of output channels][tap] and the end, then groups [run][step]
+// Positions that miss no tap have runs of their own, in which all taps are joined.
+//
+//   weights:  s8 [run][step][2 output channels][4 input channels], then the same for joined taps
+//   program:  the place of the joined taps' program or 0; then each program: run length, places of its groups
+//             and weights, first runs [pair of output channels][tap] and the end, groups [run][step]
 
 #include <array>
 #include <cstring>
@@ -35,22 +38,18 @@ constexpr int kQuad = 4;       ///< input channels of a step
 /// Costs of a run: vpmaddubsw and vpmaddwd of one register.
 constexpr RunLength kLengths[] = {{1, 2.0}, {2, 3.0}, {3, 4.0}, {4, 5.0}};
 
-bool supports(const ConvolutionLayer& layer) {
-  // s32 sums: 255 * 127 * 65,000 products.
-  return layer.shape.filter_size() <= 65'000;
+int groups_of(const ConvolutionShape& shape) {
+  return group_count(kQuads8, shape.input_channels);
 }
 
-PackedConvolution pack(const ConvolutionLayer& layer) {
-  const RunProgram runs = pack_runs(layer, kPair, {kQuad, 2, -32768, 32767}, kLengths);
-  PackedConvolution packed{layer.shape, layer.activation_bits, {}, {}};
-  packed.weights.resize(runs.weights.size());
-  for (std::size_t i = 0; i < runs.weights.size(); ++i) {
-    packed.weights[i] = static_cast<std::uint8_t>(runs.weights[i]);
-  }
-  packed.program.push_back(runs.length);
-  packed.program.insert(packed.program.end(), runs.first_run.begin(), runs.first_run.end());
-  packed.program.insert(packed.program.end(), runs.groups.begin(), runs.groups.end());
-  return packed;
+bool supports(const ConvolutionLayer& layer) {
+  // s32 sums: 255 * 127 * 65,000 products.
+  return layer.shape.filter_size() <= 65'000 && groups_of(layer.shape) <= kMaximumSteps;
+}
+
+/// Of a layer's runs over all taps, where its steps are not too many.
+bool has_joined_runs(const ConvolutionShape& shape) {
+  return shape.kernel * shape.kernel * groups_of(shape) <= kMaximumSteps;
 }
 
 /// The parts of a program.
@@ -59,22 +58,46 @@ struct Program {
   const std::int32_t* first_run;
   const std::int32_t* groups;
   const std::uint8_t* weights;
+  int taps;  ///< that have their own runs
 };
 
-Program program_of(const PackedConvolution& packed) {
-  const int taps = packed.shape.kernel * packed.shape.kernel;
-  const int padded = (packed.shape.output_channels + kOutputBlock - 1) / kOutputBlock * kOutputBlock;
-  const std::int32_t* first_run = packed.program.data() + 1;
-  return {packed.program[0], first_run, first_run + padded / kPair * taps + 1, packed.weights.data()};
+/// Where a program lies: [length, groups' place, weights' place], then first runs, then groups.
+constexpr std::size_t kHeader = 3;
+
+void append(const RunProgram& runs, PackedConvolution& packed) {
+  const std::size_t groups = packed.program.size() + kHeader + runs.first_run.size();
+  packed.program.push_back(runs.length);
+  packed.program.push_back(static_cast<std::int32_t>(groups));
+  packed.program.push_back(static_cast<std::int32_t>(packed.weights.size()));
+  packed.program.insert(packed.program.end(), runs.first_run.begin(), runs.first_run.end());
+  packed.program.insert(packed.program.end(), runs.groups.begin(), runs.groups.end());
+  for (const std::int16_t weight : runs.weights) packed.weights.push_back(static_cast<std::uint8_t>(weight));
 }
 
-/// Sums of one pair of output channels at one position: sums[channel][part].
+PackedConvolution pack(const ConvolutionLayer& layer) {
+  constexpr NarrowLane kLane{kQuad, 2, -32768, 32767};
+  PackedConvolution packed{layer.shape, layer.activation_bits, {}, {0}};
+  append(pack_runs(layer, kPair, kLane, kLengths), packed);
+  if (has_joined_runs(layer.shape)) {
+    packed.program[0] = static_cast<std::int32_t>(packed.program.size());
+    append(pack_runs(layer, kPair, kLane, kLengths, TapRuns::joined), packed);
+  }
+  return packed;
+}
+
+Program program_of(const PackedConvolution& packed, bool joined) {
+  const std::int32_t* header = packed.program.data() + (joined ? packed.program[0] : 1);
+  return {header[0], header + kHeader, packed.program.data() + header[1], packed.weights.data() + header[2],
+          joined ? 1 : packed.shape.kernel * packed.shape.kernel};
+}
+
+/// Sums of one pair of output channels at one position: sums[channel][part]. offsets: of groups, bytes.
 template <int Length>
-void accumulate(const ConvolutionCall& call, const std::uint8_t* input, const std::int32_t* first_run,
-                const Program& program, __m256i (*sums)[kRegisters]) {
+void accumulate(std::span<const Tap> taps, const std::ptrdiff_t* offsets, const std::uint8_t* input,
+                const std::int32_t* first_run, const Program& program, __m256i (*sums)[kRegisters]) {
   const __m256i ones = _mm256_set1_epi16(1);
   __m256i total[kPair][kRegisters] = {};
-  for (const Tap& tap : call.taps) {
+  for (const Tap& tap : taps) {
     const std::uint8_t* at_tap = input + tap.offset;
     const std::int32_t last = first_run[tap.index + 1];
     for (std::int32_t run = first_run[tap.index]; run < last; ++run) {
@@ -83,7 +106,7 @@ void accumulate(const ConvolutionCall& call, const std::uint8_t* input, const st
       const std::uint8_t* step[Length];
       __m256i weight[kPair][Length];
       for (int s = 0; s < Length; ++s) {
-        step[s] = at_tap + groups[s] * call.input.group_stride;
+        step[s] = at_tap + offsets[groups[s]];
         for (int o = 0; o < kPair; ++o) weight[o][s] = broadcast_dword(weights + s * kStepBytes + o * kQuad);
       }
       for (int part = 0; part < kRegisters; ++part) {
@@ -106,17 +129,31 @@ void accumulate(const ConvolutionCall& call, const std::uint8_t* input, const st
   }
 }
 
-using Accumulate = void (*)(const ConvolutionCall& call, const std::uint8_t* input,
-                            const std::int32_t* first_run, const Program& program,
+using Accumulate = void (*)(std::span<const Tap> taps, const std::ptrdiff_t* offsets,
+                            const std::uint8_t* input, const std::int32_t* first_run, const Program& program,
                             __m256i (*sums)[kRegisters]);
 constexpr Accumulate kAccumulate[] = {accumulate<1>, accumulate<2>, accumulate<3>, accumulate<4>};
 
 /// Writer: a ByteWriter, or nothing (void) for the output stage that all AVX2 kernels share.
 template <typename Writer>
 void run_with(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call) {
-  const Program program = program_of(packed);
+  const int groups = groups_of(packed.shape);
+  const auto kernel_taps = static_cast<std::size_t>(packed.shape.kernel * packed.shape.kernel);
+  const bool joined = packed.program[0] != 0 && call.taps.size() == kernel_taps;
+  const Program program = program_of(packed, joined);
   const Accumulate accumulate_pair = kAccumulate[program.length - 1];
-  const int taps = packed.shape.kernel * packed.shape.kernel;
+  // The steps of joined runs lie anywhere under one tap that stands for all.
+  const Tap whole{0, 0};
+  const std::span<const Tap> taps = joined ? std::span(&whole, 1) : call.taps;
+  std::ptrdiff_t offsets[kMaximumSteps];
+  for (int g = 0; g < groups; ++g) offsets[g] = g * call.input.group_stride;
+  if (joined) {
+    for (const Tap& tap : call.taps) {
+      for (int g = 0; g < groups; ++g) {
+        offsets[tap.index * groups + g] = tap.offset + g * call.input.group_stride;
+      }
+    }
+  }
   const DerivedInput derived(stage);
   for (int channel = call.first_channel; channel < call.last_channel; channel += kOutputBlock) {
     const auto each_position = [&](auto write) __attribute__((always_inline)) {
@@ -124,7 +161,8 @@ void run_with(const PackedConvolution& packed, const OutputStage& stage, const C
         const std::uint8_t* input = call.input.at(position, 0);
         __m256i sums[kOutputBlock][kRegisters];
         for (int o = 0; o < kOutputBlock; o += kPair) {
-          accumulate_pair(call, input, program.first_run + (channel + o) / kPair * taps, program, sums + o);
+          accumulate_pair(taps, offsets, input, program.first_run + (channel + o) / kPair * program.taps,
+                          program, sums + o);
         }
         write(position, sums);
       }

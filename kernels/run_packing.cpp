@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <utility>
 
 #include "kernels/requantize.h"
 
@@ -30,18 +31,23 @@ class Packer {
         taps_(layer.shape.kernel * layer.shape.kernel),
         groups_((layer.shape.input_channels + lane.group_channels - 1) / lane.group_channels) {}
 
-  /// The steps of every (block, tap), largest first.
-  std::vector<std::vector<Step>> all_steps() const {
+  /// The steps of every (block, tap), or of every block, largest first.
+  std::vector<std::vector<Step>> all_steps(TapRuns taps) const {
     const int padded =
         (layer_.shape.output_channels + kPaddedChannels - 1) / kPaddedChannels * kPaddedChannels;
     std::vector<std::vector<Step>> all;
     for (int first = 0; first < padded; first += block_channels_) {
+      std::vector<Step> steps;
       for (int tap = 0; tap < taps_; ++tap) {
-        std::vector<Step> steps;
+        const std::size_t begin = steps.size();
         for (int group = 0; group < groups_; ++group) add_steps(first, tap, group, steps);
+        if (taps == TapRuns::joined) {
+          for (std::size_t i = begin; i < steps.size(); ++i) steps[i].group += tap * groups_;
+          if (tap + 1 < taps_) continue;
+        }
         std::stable_sort(steps.begin(), steps.end(),
                          [](const Step& a, const Step& b) { return largest(a) > largest(b); });
-        all.push_back(std::move(steps));
+        all.push_back(std::exchange(steps, {}));
       }
     }
     return all;
@@ -139,10 +145,15 @@ class Packer {
 
 }  // namespace
 
+RunProgram::RunProgram() = default;
+RunProgram::RunProgram(RunProgram&& other) noexcept = default;
+RunProgram& RunProgram::operator=(RunProgram&& other) noexcept = default;
+RunProgram::~RunProgram() = default;
+
 RunProgram pack_runs(const ConvolutionLayer& layer, int block_channels, const NarrowLane& lane,
-                     std::span<const RunLength> lengths) {
+                     std::span<const RunLength> lengths, TapRuns taps) {
   const Packer packer(layer, block_channels, lane);
-  const std::vector<std::vector<Step>> all = packer.all_steps();
+  const std::vector<std::vector<Step>> all = packer.all_steps(taps);
   RunProgram best;
   double best_cost = 0;
   for (const RunLength& candidate : lengths) {

@@ -24,9 +24,15 @@ struct NarrowLane {
   std::int64_t highest;
 };
 
-/// The steps of all blocks of output channels, cut into runs of one length. No tap shares a run with another,
-/// so a missing tap (padding) is a range of runs that is left out; every subset of a run's products is proved
-/// too.
+/// Which taps may share a run.
+enum class TapRuns {
+  apart,   ///< none, so a missing tap (padding) is a range of runs that is left out
+  joined,  ///< all: longer runs, for positions that miss no tap; block * taps below is then block, and the
+           ///< group of a step is tap * groups + group
+};
+
+/// The steps of all blocks of output channels, cut into runs of one length. Every subset of a run's products
+/// is proved too.
 ///
 ///   runs of (block, tap):  first_run[block * taps + tap] .. first_run[block * taps + tap + 1] - 1
 ///   group of a step:       groups[run * length + step]
@@ -35,6 +41,12 @@ struct NarrowLane {
 /// Steps that only fill a run up have group 0 and zero weights. A step whose lanes alone could overflow is
 /// split into steps of one input channel a lane.
 struct RunProgram {
+  // Not inline: kernel files must not define functions that others could be linked to.
+  RunProgram();
+  RunProgram(RunProgram&& other) noexcept;
+  RunProgram& operator=(RunProgram&& other) noexcept;
+  ~RunProgram();
+
   int length = 0;
   std::vector<std::int32_t> first_run;
   std::vector<std::int32_t> groups;
@@ -43,6 +55,6 @@ struct RunProgram {
 
 /// Output channels are padded to a multiple of 4 by channels without runs.
 RunProgram pack_runs(const ConvolutionLayer& layer, int block_channels, const NarrowLane& lane,
-                     std::span<const RunLength> lengths);
+                     std::span<const RunLength> lengths, TapRuns taps = TapRuns::apart);
 
 }  // namespace nibble
