@@ -101,7 +101,8 @@ LearnedScales initial_scales(const NetworkDescription& network, const FloatParam
   }
   scales.linear = step_sizes(parameters.linear_weight, parameters.linear_bias.size(), 8);
 
-  const Observer& observer = find_observer(observer_name == "auto" ? "mse" : observer_name);
+  const std::string name = observer_name == "auto" ? "mse" : observer_name;
+  const Observer& observer = find_observer(name);
   const Calibration calibration =
       calibrate(network, fold_batch_normalization(network, parameters), pixels_nhwc);
   const auto scale = [&](int convolution, int highest) {
