@@ -7,10 +7,10 @@
 // their proof and their widening are int2_avx2.cpp's, with entries of up to 27 for +-1, +-3.
 //
 // Blocks of 2 positions x 4 output channels: 8 sums of the run, 16 widened ones and 4 tables of the 32
-// registers; 6 vector loads for 8 look-ups leave the look-ups the bound. Sums become outputs before they leave
-// their registers. A 2-bit output is how many of three thresholds a sum exceeds: sums start from minus the
-// second threshold, so that they may be saturated to bytes before they are compared with 0 and with the other
-// two, wherever these are less than 128 away.
+// registers; 6 vector loads for 8 look-ups leave the look-ups the bound. Sums become outputs before they
+// leave their registers. A 2-bit output is how many of three thresholds a sum exceeds: sums start from minus
+// the second threshold, so that they may be saturated to bytes before they are compared with 0 and with the
+// other two, wherever these are less than 128 away.
 //
 //   weights:  [64 tables][64], then [block of 4 output channels][tap][group of 3 input channels][4] numbers
 //   program:  run length, then [tap][output channel, padded] sums of the tables' minima
