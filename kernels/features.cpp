@@ -115,7 +115,7 @@ inline void store_pairs(const std::uint8_t* pixel, std::ptrdiff_t image_bytes, i
 
 void load_pixels(const std::uint8_t* images, int count, int height, int width, const ActivationFormat& format,
                  const OutputView& output, std::ptrdiff_t row_stride) {
-  constexpr int kBlock = 16;  // images whose rows stay in the first-level cache, however far apart they lie
+  constexpr int kBlock = 32;  // images whose rows stay in the first-level cache, however far apart they lie
   const std::ptrdiff_t image_bytes = std::ptrdiff_t{height} * width * 3;
   const std::ptrdiff_t pixels = std::ptrdiff_t{height} * width;
   if (count == 1 && format == kQuads8 && output.position_stride == 4 &&

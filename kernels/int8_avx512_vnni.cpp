@@ -165,24 +165,30 @@ bool is_direct(const ActivationFormat& format) {
   return format == kPlanar8 || format == kQuads8;
 }
 
-/// bytes: four channels of 16 lanes, in 128-bit block b the lanes 4 b .. 4 b + 3 of channel 0, of 1, 2, 3.
-inline void store_part(const OutputView& view, const ActivationFormat& format, ByteTile& tile,
-                       const Block& block, int p, int part, int channels, __m512i bytes) {
+/// bytes: [part] four channels of 16 lanes, in 128-bit block b the lanes 4 b .. 4 b + 3 of channel 0, of 1,
+/// 2, 3.
+inline void store_parts(const OutputView& view, const ActivationFormat& format, ByteTile& tile,
+                        const Block& block, int p, int channels, const __m512i (&bytes)[kParts]) {
   const int position = block.first_position + p;
-  const int lane = part * kPartLanes;
   if (format == kQuads8) {
     const __m512i quads = _mm512_set4_epi32(0x0F0B0703, 0x0E0A0602, 0x0D090501, 0x0C080400);
-    store(view.at(position, block.channel / kQuad) + kQuad * lane, _mm512_shuffle_epi8(bytes, quads));
+    for (int part = 0; part < kParts; ++part) {
+      store(view.at(position, block.channel / kQuad) + kPartBytes * part,
+            _mm512_shuffle_epi8(bytes[part], quads));
+    }
     return;
   }
-  const __m512i planes = _mm512_permutexvar_epi32(
-      _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), bytes);
-  const __m128i lanes[kQuad] = {_mm512_castsi512_si128(planes), _mm512_extracti32x4_epi32(planes, 1),
-                                _mm512_extracti32x4_epi32(planes, 2), _mm512_extracti32x4_epi32(planes, 3)};
+  // All 32 lanes of channels 0 and 1, then of 2 and 3.
+  const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
+  const __m512i planes01 = _mm512_permutex2var_epi32(bytes[0], first, bytes[1]);
+  const __m512i planes23 =
+      _mm512_permutex2var_epi32(bytes[0], _mm512_add_epi32(first, _mm512_set1_epi32(2)), bytes[1]);
+  const __m256i lanes[kQuad] = {_mm512_castsi512_si256(planes01), _mm512_extracti64x4_epi64(planes01, 1),
+                                _mm512_castsi512_si256(planes23), _mm512_extracti64x4_epi64(planes23, 1)};
   for (int k = 0; k < channels; ++k) {
-    std::uint8_t* to = format == kPlanar8 ? view.at(position, block.channel + k) + lane
-                                          : tile.bytes[block.channel % kTileChannels + k][p] + lane;
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), lanes[k]);
+    std::uint8_t* to = format == kPlanar8 ? view.at(position, block.channel + k)
+                                          : tile.bytes[block.channel % kTileChannels + k][p];
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), lanes[k]);
   }
 }
 
@@ -209,6 +215,8 @@ void output_block(const OutputStage& given_stage, const DerivedSteps& given_step
   const __m512 offset[kQuad] = {factor(stage.offset, 0), factor(stage.offset, 1), factor(stage.offset, 2),
                                 factor(stage.offset, 3)};
   for (int p = 0; p < block.positions; ++p) {
+    __m512i bytes[kParts];
+#pragma GCC unroll 2
     for (int part = 0; part < kParts; ++part) {
       const int position = block.first_position + p;
       const int lane = part * kPartLanes;
@@ -232,17 +240,16 @@ void output_block(const OutputStage& given_stage, const DerivedSteps& given_step
                                                  quantized(std::integral_constant<int, 1>{}));
       const __m512i words23 = _mm512_packs_epi32(quantized(std::integral_constant<int, 2>{}),
                                                  quantized(std::integral_constant<int, 3>{}));
-      __m512i bytes;
       if constexpr (is_signed_output) {
-        bytes = _mm512_packs_epi16(words01, words23);
+        bytes[part] = _mm512_packs_epi16(words01, words23);
       } else {
-        bytes = _mm512_min_epu8(_mm512_packus_epi16(words01, words23), highest);
+        bytes[part] = _mm512_min_epu8(_mm512_packus_epi16(words01, words23), highest);
       }
-      store_part(call.output, stage.format, tile, block, p, part, channels, bytes);
-      if (stage.derived_bits != 0) {
-        store_part(call.derived, stage.derived_format, derived_tile, block, p, part, channels,
-                   derive(bytes, stage, steps));
-      }
+    }
+    store_parts(call.output, stage.format, tile, block, p, channels, bytes);
+    if (stage.derived_bits != 0) {
+      const __m512i derived[kParts] = {derive(bytes[0], stage, steps), derive(bytes[1], stage, steps)};
+      store_parts(call.derived, stage.derived_format, derived_tile, block, p, channels, derived);
     }
   }
 }

@@ -61,8 +61,12 @@ inline void store(std::uint8_t* to, __m512i bytes) {
 struct ByteTile {
   alignas(64) std::uint8_t bytes[kTileChannels][kTilePositions][kLanes];
 
-  __m512i at(int channel, int position, int channels) const {
-    return channel < channels ? load(bytes[channel][position]) : _mm512_setzero_si512();
+  /// lanes: 64, or the first 32: a load of more than was stored would have to wait for the cache.
+  __m512i at(int channel, int position, int channels, int lanes) const {
+    if (channel >= channels) return _mm512_setzero_si512();
+    if (lanes == kLanes) return load(bytes[channel][position]);
+    return _mm512_castsi256_si512(
+        _mm256_load_si256(reinterpret_cast<const __m256i*>(bytes[channel][position])));
   }
 };
 
@@ -83,17 +87,17 @@ inline void store_tile(const OutputView& view, const ActivationFormat& format, i
   for (int p = 0; p < positions; ++p) {
     for (int c = 0; c < channels; c += format.channels) {
       std::uint8_t* group = view.at(first_position + p, (first_channel + c) / format.channels);
-      const __m512i c0 = tile.at(c, p, channels);
+      const __m512i c0 = tile.at(c, p, channels, lanes);
       if (format == kPlanar8) {
         store_lanes(group, c0);
         continue;
       }
-      const __m512i c1 = tile.at(c + 1, p, channels);
+      const __m512i c1 = tile.at(c + 1, p, channels, lanes);
       if (format == kIndex2) {
         store_lanes(group, _mm512_or_si512(c0, _mm512_slli_epi16(c1, 2)));
         continue;
       }
-      const __m512i c2 = tile.at(c + 2, p, channels);
+      const __m512i c2 = tile.at(c + 2, p, channels, lanes);
       if (format == kIndex3) {
         store_lanes(group,
                     _mm512_or_si512(_mm512_or_si512(c0, _mm512_slli_epi16(c1, 2)), _mm512_slli_epi16(c2, 4)));
@@ -101,7 +105,7 @@ inline void store_tile(const OutputView& view, const ActivationFormat& format, i
       }
       // kQuads8. The unpacks work in 128-bit blocks: block b of quad[j] is lanes 16 b + 4 j .. 16 b + 4 j
       // + 3.
-      const __m512i c3 = tile.at(c + 3, p, channels);
+      const __m512i c3 = tile.at(c + 3, p, channels, lanes);
       const __m512i low01 = _mm512_unpacklo_epi8(c0, c1);
       const __m512i high01 = _mm512_unpackhi_epi8(c0, c1);
       const __m512i low23 = _mm512_unpacklo_epi8(c2, c3);
