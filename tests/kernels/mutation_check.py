@@ -30,7 +30,7 @@ MUTATIONS = [
     ("kernels/output_avx2.h", "_mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)", "_mm256_setr_epi32(0, 4, 1, 5, 2, 6, 7, 3)"),
     ("kernels/output_avx2.h", "4 * dword + k", "4 * dword + (k ^ 1)"),
     ("kernels/geometry.cpp", "{down >> 1} * output.pitch()", "{down / 2} * output.pitch()"),
-    ("kernels/geometry.cpp", "copy + last, 0, row_bytes", "copy + last + 1, 0, row_bytes"),
+    ("kernels/geometry.cpp", "fill_rows(same + all, copy_stride", "fill_rows(same + all + 1, copy_stride"),
     ("kernels/geometry.cpp", "in[2 * column + 1]", "in[2 * column]"),
     ("kernels/int8_avx512_vnni.cpp", "24 - 8 * K), 24)", "24 - 7 * K), 24)"),
     ("kernels/int8_avx512_vnni.cpp", "0x0F0B0703", "0x0F0B0307"),
