@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "graph/network/reference_network.h"
 #include "tests/graph/network/random_network.h"
 
