@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <map>
+#include <tuple>
 
 #include "graph/network/error.h"
 #include "graph/network/instruction_set.h"
@@ -52,24 +53,18 @@ double other_bytes(const NetworkDescription& network) {
 /// Mean KL(FP32 || quantized) on the images.
 class Sensitivity {
  public:
-  Sensitivity(const NetworkDescription& network, const FloatParameters& parameters,
-              std::span<const std::uint8_t> pixels)
-      : network_(network),
-        parameters_(parameters),
-        pixels_(pixels),
-        teacher_(FloatPass(network, fold_batch_normalization(network, parameters))
-                     .run(pixels, [](const FloatTap&) {})) {}
+  explicit Sensitivity(const CalibratedNetwork& source)
+      : source_(source),
+        teacher_(FloatPass(source.network, source.folded).run(source.pixels, [](const FloatTap&) {})) {}
 
   double loss(const QuantizationOptions& options) const {
-    const QuantizedNetwork quantized = quantize(network_, parameters_, pixels_, options);
-    const std::vector<float> logits = Simulation(network_).run(quantized.parameters, pixels_);
-    return distillation_loss(logits, teacher_, network_.classes, Reduction::mean, 1.0, {}).loss;
+    const QuantizedNetwork quantized = quantize(source_, options);
+    const std::vector<float> logits = Simulation(source_.network).run(quantized.parameters, source_.pixels);
+    return distillation_loss(logits, teacher_, source_.network.classes, Reduction::mean, 1.0, {}).loss;
   }
 
  private:
-  const NetworkDescription& network_;
-  const FloatParameters& parameters_;
-  std::span<const std::uint8_t> pixels_;
+  const CalibratedNetwork& source_;
   std::vector<float> teacher_;
 };
 
@@ -94,7 +89,8 @@ WidthTable measure_widths(const NetworkDescription& network, const FloatParamete
   QuantizationOptions trial = options;
   trial.method = "nearest";
   trial.bits = trial.activation_bits = 8;
-  const Sensitivity sensitivity(network, parameters, pixels_nhwc);
+  const CalibratedNetwork source = calibrated(network, parameters, pixels_nhwc);
+  const Sensitivity sensitivity(source);
   WidthTable table{};
   table.blocks.resize(network.blocks.size());
   table.other_bytes = other_bytes(network);
@@ -102,9 +98,8 @@ WidthTable measure_widths(const NetworkDescription& network, const FloatParamete
   std::size_t done = 0;
   double lossless = 0;
   for (const int bits : kWidths) {
-    QuantizationOptions uniform = default_options(bits, bits);
     const std::map<std::string, double> seconds =
-        layer_seconds(quantize(network, parameters, pixels_nhwc, uniform));
+        layer_seconds(quantize(source, default_options(bits, bits)));
     double all_blocks = 0;
     for (std::size_t b = 0; b < network.blocks.size(); ++b) {
       BlockWidth width{bits, 0, 0, 0};

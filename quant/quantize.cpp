@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <utility>
 
 #include "graph/network/error.h"
 #include "graph/network/fold.h"
@@ -151,20 +152,36 @@ void check_options(const QuantizationOptions& options) {
   }
 }
 
-QuantizedNetwork quantize(const NetworkDescription& network, const FloatParameters& parameters,
-                          std::span<const std::uint8_t> pixels_nhwc, const QuantizationOptions& options) {
-  check_options(options);
+CalibratedNetwork calibrated(const NetworkDescription& network, const FloatParameters& parameters,
+                             std::span<const std::uint8_t> pixels_nhwc) {
   if (pixels_nhwc.empty()) {
     throw InputError("quantization needs calibration images, there are none; give at least one");
   }
-  const FoldedParameters folded = fold_batch_normalization(network, parameters);
-  const Calibration calibration = calibrate(network, folded, pixels_nhwc);
-  const std::vector<float> raw_first_weight = raw_pixel_weights(folded.convolutions[0].weight);
-  const QuantizedParameters frame = make_frame(network, calibration, options);
-  const QuantizationTask task{network, folded, raw_first_weight, pixels_nhwc, calibration, options, frame};
-  QuantizedNetwork quantized{network, find_method(options.method).quantize(task)};
+  FoldedParameters folded = fold_batch_normalization(network, parameters);
+  std::vector<float> raw_first_weight = raw_pixel_weights(folded.convolutions[0].weight);
+  Calibration calibration = calibrate(network, folded, pixels_nhwc);
+  return {network, pixels_nhwc, std::move(folded), std::move(raw_first_weight), std::move(calibration)};
+}
+
+QuantizedNetwork quantize(const CalibratedNetwork& calibrated, const QuantizationOptions& options) {
+  check_options(options);
+  const QuantizedParameters frame = make_frame(calibrated.network, calibrated.calibration, options);
+  const QuantizationTask task{calibrated.network,
+                              calibrated.folded,
+                              calibrated.raw_first_weight,
+                              calibrated.pixels,
+                              calibrated.calibration,
+                              options,
+                              frame};
+  QuantizedNetwork quantized{calibrated.network, find_method(options.method).quantize(task)};
   record(task, quantized.parameters);
   return quantized;
+}
+
+QuantizedNetwork quantize(const NetworkDescription& network, const FloatParameters& parameters,
+                          std::span<const std::uint8_t> pixels_nhwc, const QuantizationOptions& options) {
+  check_options(options);
+  return quantize(calibrated(network, parameters, pixels_nhwc), options);
 }
 
 Quality measure_quality(const FloatParameters& parameters, const QuantizedNetwork& quantized,

@@ -17,7 +17,23 @@ QuantizationOptions default_options(int bits, int activation_bits);
 /// Throws InputError unless the widths and the other options go together.
 void check_options(const QuantizationOptions& options);
 
-/// Folds, calibrates on `pixels_nhwc` ([images][32][32][3]) and quantizes.
+/// A FP32 network as quantization begins with it: folded and calibrated. Widths and methods may then be tried
+/// one after the other. `network` and `pixels` must outlive it.
+struct CalibratedNetwork {
+  const NetworkDescription& network;
+  std::span<const std::uint8_t> pixels;
+  FoldedParameters folded;
+  std::vector<float> raw_first_weight;
+  Calibration calibration;
+};
+
+/// Folds and calibrates on `pixels_nhwc` ([images][32][32][3]).
+CalibratedNetwork calibrated(const NetworkDescription& network, const FloatParameters& parameters,
+                             std::span<const std::uint8_t> pixels_nhwc);
+
+QuantizedNetwork quantize(const CalibratedNetwork& calibrated, const QuantizationOptions& options);
+
+/// Both in one: checks the options first.
 QuantizedNetwork quantize(const NetworkDescription& network, const FloatParameters& parameters,
                           std::span<const std::uint8_t> pixels_nhwc, const QuantizationOptions& options);
 
