@@ -30,6 +30,11 @@ InstructionSet detected_instruction_set() {
 #endif
 }
 
+bool has_avx2() {
+  static const bool has = detected_instruction_set() >= InstructionSet::avx2;  // asked for in loops' callers
+  return has;
+}
+
 InstructionSet capped_instruction_set(std::string_view cap) {
   const auto found = std::find(kNames.begin(), kNames.end(), cap);
   if (found == kNames.end()) {

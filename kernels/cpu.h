@@ -18,6 +18,9 @@ std::string_view name_of(InstructionSet instruction_set);
 /// The largest one that this CPU and operating system have.
 InstructionSet detected_instruction_set();
 
+/// Whether this CPU runs loops compiled for AVX2 and FMA.
+bool has_avx2();
+
 /// The detected one, but not above the one that `cap` names. Throws std::invalid_argument with a sentence
 /// that lists the names when `cap` is none of them.
 InstructionSet capped_instruction_set(std::string_view cap);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/cpu.h"
+
 namespace nibble {
 namespace {
 
@@ -78,11 +80,6 @@ namespace {
   } else {
     backward_any(map, acc, residual, d, count, g, d_acc, offset_sum, scale_sum, step_sum);
   }
-}
-
-bool has_avx2() {
-  static const bool has = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  return has;
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/cpu.h"
 #include "kernels/reference.h"
 #include "kernels/requantize.h"
 
@@ -56,8 +57,7 @@ struct MapRequantization {
 
 void requantize_map(const float* sums, std::size_t count, const MapRequantization& map,
                     const std::int16_t* residual, std::int16_t* output) {
-  static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (avx2) {
+  if (has_avx2()) {
     requantize_avx2(sums, count, map, residual, output);
   } else {
     requantize_any(sums, count, map, residual, output);

@@ -2,15 +2,9 @@
 
 #include "graph/onednn/elementwise_loops.h"
 #include "graph/onednn/elementwise_tables.h"
+#include "kernels/cpu.h"
 
 namespace nibble {
-namespace {
-
-bool has_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-}
-
-}  // namespace
 
 template <>
 const ElementwiseLoops<float>& elementwise_baseline<float>() {

@@ -1,15 +1,9 @@
 #include "graph/onednn/fake_quantization.h"
 
 #include "graph/onednn/fake_quantization_loops.h"
+#include "kernels/cpu.h"
 
 namespace nibble {
-namespace {
-
-bool has_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-}
-
-}  // namespace
 
 template <>
 const QuantizationLoops<float>& quantization_loops<float>() {
