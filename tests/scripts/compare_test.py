@@ -61,7 +61,7 @@ class Compare(unittest.TestCase):
         self.assertEqual([row["name"] for row in result["ours"]], ["int2"])
         self.assertEqual(len(result["ours"][0]["seconds"]["runs"]), 2)
         self.assertGreater(result["ours"][0]["latency_seconds"]["median"], 0)
-        self.assertEqual([row["name"] for row in result["rows"]], ["PyTorch FP32", "MNN FP32"])
+        self.assertEqual([row["name"] for row in result["rows"]], ["PyTorch FP32", "MNN FP32", "MNN int8"])
         for row in result["rows"]:
             self.assertNotIn("seconds", row)
             self.assertIn("not installed", row["note"])
