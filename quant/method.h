@@ -61,11 +61,12 @@ int activation_bits_of(const QuantizationOptions& options, std::size_t block);
 /// methods.cpp.
 struct Method {
   const char* name;  ///< of --method
-  bool learns;       ///< by gradients: 8, 4 and 2 bits, without pair_safe
+  bool learns;       ///< from the calibration images: 8, 4 and 2 bits, without pair_safe
   QuantizedParameters (*quantize)(const QuantizationTask& task);
 };
 
 QuantizedParameters quantize_nearest(const QuantizationTask& task);
+QuantizedParameters quantize_adaround(const QuantizationTask& task);
 QuantizedParameters quantize_brecq(const QuantizationTask& task);
 QuantizedParameters quantize_blocks(const QuantizationTask& task);
 QuantizedParameters quantize_distill(const QuantizationTask& task);

@@ -8,9 +8,8 @@ namespace nibble {
 namespace {
 
 constexpr Method kMethods[] = {
-    {"nearest", false, quantize_nearest},
-    {"brecq", true, quantize_brecq},
-    {"blocks", true, quantize_blocks},
+    {"nearest", false, quantize_nearest}, {"adaround", true, quantize_adaround},
+    {"brecq", true, quantize_brecq},      {"blocks", true, quantize_blocks},
     {"distill", true, quantize_distill},
 };
 

@@ -154,7 +154,7 @@ TEST(LearnedNetwork, FloatBlocksAreTheFloatNetwork) {
 
 TEST(LearnedMethods, StayWithinTheIntegersThatAreAllowed) {
   const Quantized q({"he", 20, "B", 2, 2}, 8);
-  for (const char* method : {"brecq", "blocks", "distill"}) {
+  for (const char* method : {"adaround", "brecq", "blocks", "distill"}) {
     const QuantizedNetwork learned = q.with(method, 4);
     std::int64_t changed = 0;
     for (std::size_t i = 0; i < learned.parameters.convolutions.size(); ++i) {
