@@ -35,6 +35,16 @@ bool has_avx2() {
   return has;
 }
 
+bool has_avx512_bf16() {
+#if defined(__x86_64__)
+  static const bool has =
+      detected_instruction_set() >= InstructionSet::avx512_vnni && __builtin_cpu_supports("avx512bf16");
+  return has;
+#else
+  return false;
+#endif
+}
+
 InstructionSet capped_instruction_set(std::string_view cap) {
   const auto found = std::find(kNames.begin(), kNames.end(), cap);
   if (found == kNames.end()) {

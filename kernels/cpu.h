@@ -21,6 +21,9 @@ InstructionSet detected_instruction_set();
 /// Whether this CPU runs loops compiled for AVX2 and FMA.
 bool has_avx2();
 
+/// The same for AVX-512 F, BW, VL, DQ and BF16.
+bool has_avx512_bf16();
+
 /// The detected one, but not above the one that `cap` names. Throws std::invalid_argument with a sentence
 /// that lists the names when `cap` is none of them.
 InstructionSet capped_instruction_set(std::string_view cap);

@@ -1,4 +1,5 @@
 // Compiled with -mavx2 -mfma; called only on CPUs that have both.
+#include "graph/onednn/elementwise_lanes8.h"
 #include "graph/onednn/elementwise_loops.h"
 #include "graph/onednn/elementwise_tables.h"
 

@@ -64,5 +64,8 @@ const QuantizationLoops<Bfloat16>& quantization_loops<Bfloat16>();
 /// Callable only where the CPU has AVX2 and FMA.
 const QuantizationLoops<float>& quantization_avx2_fp32();
 const QuantizationLoops<Bfloat16>& quantization_avx2_bf16();
+/// With AVX-512 F, BW, VL, DQ and BF16.
+const QuantizationLoops<float>& quantization_avx512_fp32();
+const QuantizationLoops<Bfloat16>& quantization_avx512_bf16();
 
 }  // namespace nibble

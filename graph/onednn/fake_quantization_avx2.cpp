@@ -1,4 +1,5 @@
 // Compiled with -mavx2 -mfma; called only on CPUs that have both.
+#include "graph/onednn/elementwise_lanes8.h"
 #include "graph/onednn/fake_quantization_loops.h"
 
 namespace nibble {

@@ -1,5 +1,5 @@
-// The definition of the loops in fake_quantization.h, included by one file for each instruction set; the
-// rules of elementwise_loops.h hold here too.
+// The definition of the loops in fake_quantization.h, included by one file for each instruction set behind
+// its elementwise_lanes8.h or elementwise_lanes16.h, whose rules hold here too.
 #pragma once
 
 #include "graph/onednn/elementwise_loops.h"
@@ -13,8 +13,7 @@ inline __attribute__((always_inline)) Lanes spread(float value) {
 }
 inline __attribute__((always_inline)) Lanes clamp_lanes(const Lanes& value, const Lanes& lowest,
                                                         const Lanes& highest) {
-  const Lanes raised = value > lowest ? value : lowest;
-  return raised < highest ? raised : highest;
+  return smaller(larger(value, lowest), highest);
 }
 /// Half to even, for magnitudes below 2^22.
 inline __attribute__((always_inline)) Lanes round_lanes(const Lanes& value) {
@@ -27,8 +26,8 @@ void quantize(const T* y, std::size_t rows, int channels, const float* scale, co
               float lowest, float highest, T* q) {
   const Lanes low = spread(lowest);
   const Lanes high = spread(highest);
-  for_each(rows, channels, [=](std::size_t at, std::size_t channel) {
-    const Lanes v = load(y + at) * load(scale + channel) + load(shift + channel);
+  for_each<2>(rows, channels, {scale, shift}, [=](std::size_t at, const Lanes* constant) {
+    const Lanes v = load(y + at) * constant[0] + constant[1];
     store(round_lanes(clamp_lanes(v, low, high)), q + at);
   });
 }
@@ -37,9 +36,8 @@ template <typename T>
 void add_quantize(const T* y, std::size_t rows, int channels, const float* scale, const float* shift,
                   const T* shortcut, float ratio, float highest, T* q) {
   const Lanes high = spread(highest);
-  for_each(rows, channels, [=](std::size_t at, std::size_t channel) {
-    const Lanes v =
-        load(y + at) * load(scale + channel) + load(shift + channel) + load(shortcut + at) * ratio;
+  for_each<2>(rows, channels, {scale, shift}, [=](std::size_t at, const Lanes* constant) {
+    const Lanes v = load(y + at) * constant[0] + constant[1] + load(shortcut + at) * ratio;
     store(round_lanes(clamp_lanes(v, Lanes{}, high)), q + at);
   });
 }
@@ -47,7 +45,7 @@ void add_quantize(const T* y, std::size_t rows, int channels, const float* scale
 template <typename T>
 void derive(const T* r, std::size_t rows, int channels, float ratio, float highest, T* x) {
   const Lanes high = spread(highest);
-  for_each(rows, channels, [=](std::size_t at, std::size_t) {
+  for_each<0>(rows, channels, {}, [=](std::size_t at, const Lanes*) {
     store(round_lanes(clamp_lanes(load(r + at) * ratio, Lanes{}, high)), x + at);
   });
 }
@@ -56,7 +54,7 @@ void derive(const T* r, std::size_t rows, int channels, float ratio, float highe
 inline __attribute__((always_inline)) Lanes quantizer_gradient(const Lanes& d, const Lanes& v,
                                                                const Lanes& low, const Lanes& high,
                                                                const Lanes& centered, Lanes* values) {
-  const Mask inside = (v > low) & (v < high);
+  const Mask inside = greater(v, low) & greater(high, v);
   const Lanes q = round_lanes(clamp_lanes(v, low, high));
   const Lanes g = keep(d, inside);
   values[0] = g;
@@ -69,39 +67,39 @@ template <typename T>
 void quantize_gradient(const T* d, float factor, const T* y, std::size_t rows, int channels,
                        const float* scale, const float* shift, const float* mean, float lowest, float highest,
                        T* g, double* sum, double* product, double* step) {
-  double* const sums[] = {sum, product, step};
   const Lanes low = spread(lowest);
   const Lanes high = spread(highest);
-  sum_each<3>(rows, channels, sums, [=](std::size_t at, std::size_t channel, Lanes* values) {
-    const Lanes output = load(y + at);
-    const Lanes v = output * load(scale + channel) + load(shift + channel);
-    store(quantizer_gradient(load(d + at) * factor, v, low, high, output - load(mean + channel), values),
-          g + at);
-  });
+  sum_each<3, 3>(
+      rows, channels, {scale, shift, mean}, {sum, product, step},
+      [=](std::size_t at, const Lanes* constant, Lanes* values) {
+        const Lanes output = load(y + at);
+        const Lanes v = output * constant[0] + constant[1];
+        store(quantizer_gradient(load(d + at) * factor, v, low, high, output - constant[2], values), g + at);
+      });
 }
 
 template <typename T>
 void add_quantize_gradient(const T* d, const T* y, std::size_t rows, int channels, const float* scale,
                            const float* shift, const T* shortcut, float ratio, const float* mean,
                            float highest, T* g, double* sum, double* product, double* step) {
-  double* const sums[] = {sum, product, step};
   const Lanes high = spread(highest);
-  sum_each<3>(rows, channels, sums, [=](std::size_t at, std::size_t channel, Lanes* values) {
-    const Lanes output = load(y + at);
-    const Lanes v = output * load(scale + channel) + load(shift + channel) + load(shortcut + at) * ratio;
-    store(quantizer_gradient(load(d + at), v, Lanes{}, high, output - load(mean + channel), values), g + at);
-  });
+  sum_each<3, 3>(rows, channels, {scale, shift, mean}, {sum, product, step},
+                 [=](std::size_t at, const Lanes* constant, Lanes* values) {
+                   const Lanes output = load(y + at);
+                   const Lanes v = output * constant[0] + constant[1] + load(shortcut + at) * ratio;
+                   store(quantizer_gradient(load(d + at), v, Lanes{}, high, output - constant[2], values),
+                         g + at);
+                 });
 }
 
 template <typename T>
 void derive_gradient(const T* dx, const T* r, std::size_t rows, int channels, float ratio, float highest,
                      const T* shortcut_gradient, float shortcut_ratio, T* d, double* step) {
-  double* const sums[] = {step};
   const Lanes high = spread(highest);
   const bool has_shortcut = shortcut_gradient != nullptr;
-  sum_each<1>(rows, channels, sums, [=](std::size_t at, std::size_t, Lanes* values) {
+  sum_each<0, 1>(rows, channels, {}, {step}, [=](std::size_t at, const Lanes*, Lanes* values) {
     const Lanes v = load(r + at) * ratio;
-    const Mask inside = v < high;
+    const Mask inside = greater(high, v);
     const Lanes gradient = load(dx + at);
     const Lanes q = round_lanes(clamp_lanes(v, Lanes{}, high));
     values[0] = gradient * (q - keep(v, inside));

@@ -17,17 +17,28 @@ std::size_t index(int value) {
   return static_cast<std::size_t>(value);
 }
 
-/// Images in a tile: 64 KB of FP32 for each of these networks' maps, several of which share the core's cache.
+/// Images in a tile: 64 KB for each of these networks' maps, several of which share the core's cache.
+template <typename T>
 int tile_images(const Convolution& convolution) {
-  constexpr int values = 16 * 1024;
+  constexpr int values = 64 * 1024 / sizeof(T);
   const int image = convolution.output_channels * convolution.output_height() * convolution.output_width();
   return std::clamp(values / image, 1, 16);
 }
 
-/// oneDNN's weight gradient is the quicker one with AVX-512, ours with AVX2.
-bool own_gradient_is_quicker() {
-  return onednn_has(dnnl::cpu_isa::avx2) && !onednn_has(dnnl::cpu_isa::avx512_core);
+/// Our weight gradient is quicker than oneDNN's with AVX2 in FP32 and in BF16; oneDNN's with AVX-512 in FP32.
+template <typename T>
+bool own_gradient_is_quicker(const Convolution& shape) {
+  if (shape.kernel != 3 || shape.padding != 1 || shape.output_channels % 16 != 0 ||
+      shape.output_width() < 2) {
+    return false;
+  }
+  if (std::is_same_v<T, Bfloat16>) return shape.input_channels % 16 == 0;
+  return shape.input_channels % kFp32WeightGradientInputs == 0 && onednn_has(dnnl::cpu_isa::avx2) &&
+         !onednn_has(dnnl::cpu_isa::avx512_core);
 }
+
+template <typename T>
+constexpr int kBlockInputs = std::is_same_v<T, float> ? kFp32WeightGradientInputs : kBf16WeightGradientInputs;
 
 }  // namespace
 
@@ -74,7 +85,7 @@ double Normalization::take_gradient(std::size_t channel, double sum, double prod
 
 template <typename T>
 TrainingLayer<T>::TrainingLayer(const Convolution& convolution)
-    : shape(convolution), tile(tile_images(convolution)), normalization(convolution.output_channels) {}
+    : shape(convolution), tile(tile_images<T>(convolution)), normalization(convolution.output_channels) {}
 
 template <typename T>
 std::size_t TrainingLayer<T>::output_pixels() const {
@@ -98,13 +109,16 @@ void TrainingLayer<T>::make_primitives(std::vector<TrainingWorker<T>>& workers) 
   const OnednnConvolution geometry(shape, tile, onednn_type<T>());
   const int threads = static_cast<int>(workers.size());
   const primitive_attr attributes = user_scratchpad();
+  const auto need_scratchpad = [&](std::size_t bytes) {
+    for (TrainingWorker<T>& worker : workers) {
+      if (worker.scratchpad.size() < bytes) worker.scratchpad.reset(bytes);
+    }
+  };
   /// The primitive and its arguments, the scratchpad last.
   const auto make = [&](const auto& description, const dnnl::primitive& primitive,
                         SharedPrimitive::Arguments arguments) {
     const memory::desc scratchpad = description.scratchpad_desc();
-    for (TrainingWorker<T>& worker : workers) {
-      if (worker.scratchpad.size() < scratchpad.get_size()) worker.scratchpad.reset(scratchpad.get_size());
-    }
+    need_scratchpad(scratchpad.get_size());
     arguments.emplace_back(DNNL_ARG_SCRATCHPAD, scratchpad);
     return SharedPrimitive(primitive, arguments, threads);
   };
@@ -139,12 +153,12 @@ void TrainingLayer<T>::make_primitives(std::vector<TrainingWorker<T>>& workers) 
     data_gradient_weight_.reset(data.weights_desc().get_size());
   }
 
-  if (std::is_same_v<T, float> && own_gradient_is_quicker() && shape.kernel == 3 && shape.padding == 1 &&
-      shape.input_channels % 2 == 0 && shape.output_channels % 16 == 0 && shape.output_width() > 1) {
+  if (own_gradient_is_quicker<T>(shape)) {
     own_gradient_ = WeightGradientShape{shape.input_channels, shape.output_channels, shape.stride,
                                         shape.input_height,   shape.input_width,     shape.output_height(),
                                         shape.output_width()};
     gradient_count = own_gradient_->count();
+    if (std::is_same_v<T, Bfloat16>) need_scratchpad(weight_gradient_bf16_scratch(*own_gradient_));
   } else {
     const memory::desc any(geometry.weight_dims, memory::data_type::f32, memory::format_tag::any);
     const convolution_backward_weights::primitive_desc weights(
@@ -181,11 +195,13 @@ void TrainingLayer<T>::data_gradient(int thread, const TrainingWorker<T>& worker
 template <typename T>
 void TrainingLayer<T>::weight_gradient(int thread, const TrainingWorker<T>& worker, const T* x, const T* dy,
                                        float* partial) const {
-  if constexpr (std::is_same_v<T, float>) {
-    if (own_gradient_) {
+  if (own_gradient_) {
+    if constexpr (std::is_same_v<T, float>) {
       weight_gradient_avx2(*own_gradient_, x, dy, tile, partial);
-      return;
+    } else {
+      weight_gradient_bf16(*own_gradient_, x, dy, tile, worker.scratchpad.data(), partial);
     }
+    return;
   }
   weight_gradient_.run(thread, worker.stream, {x, dy, partial, worker.scratchpad.data()});
 }
@@ -193,7 +209,7 @@ void TrainingLayer<T>::weight_gradient(int thread, const TrainingWorker<T>& work
 template <typename T>
 void TrainingLayer<T>::store_gradient(int thread, const TrainingWorker<T>& worker, float* master) const {
   if (own_gradient_) {
-    unblock_weight_gradient(*own_gradient_, gradient.data(), master);
+    unblock_weight_gradient(*own_gradient_, kBlockInputs<T>, gradient.data(), master);
   } else {
     from_gradient_.run(thread, worker.stream, {gradient.data(), master, worker.scratchpad.data()});
   }

@@ -89,7 +89,7 @@ class TrainingLayer {
   SharedPrimitive forward_, data_gradient_, weight_gradient_;
   SharedPrimitive to_forward_, to_data_gradient_, from_gradient_;  // reorders
   AlignedBuffer<std::byte> forward_weight_, data_gradient_weight_;
-  std::optional<WeightGradientShape> own_gradient_;  // where weight_gradient_avx2 takes oneDNN's place
+  std::optional<WeightGradientShape> own_gradient_;  // where weight_gradient.h takes oneDNN's place
 };
 
 extern template class TrainingLayer<float>;

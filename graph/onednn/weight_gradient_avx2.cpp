@@ -7,8 +7,8 @@
 namespace nibble {
 namespace {
 
-constexpr int kTaps = 3;    // columns of the kernel
-constexpr int kInputs = 2;  // input channels of a block
+constexpr int kTaps = 3;  // columns of the kernel
+constexpr int kInputs = kFp32WeightGradientInputs;
 constexpr int kLanes = 8;
 constexpr int kOutputs = 2 * kLanes;
 constexpr int kBlock = kTaps * kInputs * kOutputs;
@@ -94,24 +94,6 @@ void weight_gradient_avx2(const WeightGradientShape& shape, const float* x, cons
 #pragma GCC unroll 12
             for (int i = 0; i < kBlock / kLanes; ++i) {
               _mm256_storeu_ps(block + i * kLanes, sums.at[i / 4][i / 2 % 2][i % 2]);
-            }
-          }
-        }
-      }
-    }
-  }
-}
-
-void unblock_weight_gradient(const WeightGradientShape& shape, const float* gradient, float* master) {
-  const int inputs = shape.input_channels;
-  const int outputs = shape.output_channels;
-  for (int row = 0; row < 3; ++row) {
-    for (int input = 0; input < inputs; input += kInputs) {
-      for (int output = 0; output < outputs; output += kOutputs) {
-        for (int column = 0; column < kTaps; ++column) {
-          for (int i = 0; i < kInputs; ++i) {
-            for (int o = 0; o < kOutputs; ++o) {
-              master[((output + o) * 9 + row * 3 + column) * inputs + input + i] = *gradient++;
             }
           }
         }

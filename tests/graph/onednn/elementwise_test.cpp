@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "graph/onednn/elementwise_tables.h"
+#include "kernels/cpu.h"
 
 namespace nibble {
 namespace {
@@ -14,11 +15,13 @@ namespace {
 struct Fp32 {
   using Type = float;
   static const ElementwiseLoops<float>& avx2() { return elementwise_avx2_fp32(); }
+  static const ElementwiseLoops<float>& avx512() { return elementwise_avx512_fp32(); }
   static constexpr double rounding = 0x1p-23;
 };
 struct Bf16 {
   using Type = Bfloat16;
   static const ElementwiseLoops<Bfloat16>& avx2() { return elementwise_avx2_bf16(); }
+  static const ElementwiseLoops<Bfloat16>& avx512() { return elementwise_avx512_bf16(); }
   static constexpr double rounding = 0x1p-8;
 };
 
@@ -53,12 +56,13 @@ double as_double(Bfloat16 value) {
   return double{to_float(value)};
 }
 
-/// Every loop, from both tables, against its definition in double, for the channel counts and some that are
+/// Every loop, from all tables, against its definition in double, for the channel counts and some that are
 /// not a power of two, and row counts around the length of a run of sums.
 TYPED_TEST(Elementwise, LoopsAreTheirDefinitions) {
   using T = typename TypeParam::Type;
   std::vector<const ElementwiseLoops<T>*> tables = {&elementwise_baseline<T>()};
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) tables.push_back(&TypeParam::avx2());
+  if (has_avx2()) tables.push_back(&TypeParam::avx2());
+  if (has_avx512_bf16()) tables.push_back(&TypeParam::avx512());
   for (const ElementwiseLoops<T>* loops : tables) {
     for (const int channels : {16, 32, 48, 64, 80}) {
       for (const std::size_t rows : {1U, 3U, 63U, 64U, 65U, 200U}) {

@@ -3,23 +3,51 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdint>
 #include <iostream>
 #include <vector>
 
+#include "kernels/cpu.h"
 #include "tests/graph/onednn/cases.h"
 
 namespace nibble {
 namespace {
 
+/// Both as [output channel][row][column][input channel].
+std::vector<float> computed_gradient(const WeightGradientShape& shape, const std::vector<float>& x,
+                                     const std::vector<float>& dy, int images) {
+  std::vector<float> blocked(shape.count(), 1.0F), gradient(shape.count());
+  weight_gradient_avx2(shape, x.data(), dy.data(), images, blocked.data());
+  unblock_weight_gradient(shape, kFp32WeightGradientInputs, blocked.data(), gradient.data());
+  return gradient;
+}
+
+std::vector<float> computed_gradient(const WeightGradientShape& shape, const std::vector<Bfloat16>& x,
+                                     const std::vector<Bfloat16>& dy, int images) {
+  std::vector<float> blocked(shape.count(), 1.0F), gradient(shape.count());
+  std::vector<std::uint8_t> scratch(weight_gradient_bf16_scratch(shape) + 1, 0xFF);
+  weight_gradient_bf16(shape, x.data(), dy.data(), images, scratch.data(), blocked.data());
+  EXPECT_EQ(scratch.back(), 0xFF);
+  unblock_weight_gradient(shape, kBf16WeightGradientInputs, blocked.data(), gradient.data());
+  return gradient;
+}
+
+template <typename T>
+std::vector<T> random_values(int images, int height, int width, int channels, std::uint32_t seed) {
+  const auto values =
+      cases::random_gradients(static_cast<std::size_t>(images * height * width * channels), seed);
+  std::vector<T> result(values.size());
+  for (std::size_t i = 0; i < values.size(); ++i) store_value(values[i], &result[i]);
+  return result;
+}
+
+template <typename T>
 void check(const WeightGradientShape& shape, int images) {
   const int inputs = shape.input_channels;
   const int outputs = shape.output_channels;
-  const auto size = [](int a, int b, int c, int d) { return static_cast<std::size_t>(a * b * c * d); };
-  const auto x = cases::random_gradients(size(images, shape.input_height, shape.input_width, inputs), 1);
-  const auto dy = cases::random_gradients(size(images, shape.output_height, shape.output_width, outputs), 2);
-  std::vector<float> blocked(shape.count(), 1.0F), actual(shape.count());
-  weight_gradient_avx2(shape, x.data(), dy.data(), images, blocked.data());
-  unblock_weight_gradient(shape, blocked.data(), actual.data());
+  const auto x = random_values<T>(images, shape.input_height, shape.input_width, inputs, 1);
+  const auto dy = random_values<T>(images, shape.output_height, shape.output_width, outputs, 2);
+  const std::vector<float> actual = computed_gradient(shape, x, dy, images);
 
   for (int output = 0; output < outputs; ++output) {
     for (int tap = 0; tap < 9; ++tap) {
@@ -32,8 +60,8 @@ void check(const WeightGradientShape& shape, int images) {
           if (row < 0 || row >= shape.input_height || column < 0 || column >= shape.input_width) continue;
           const int image = pixel / (shape.output_width * shape.output_height);
           const int from = ((image * shape.input_height + row) * shape.input_width + column) * inputs + input;
-          const double product = double{x[static_cast<std::size_t>(from)]} *
-                                 double{dy[static_cast<std::size_t>(pixel * outputs + output)]};
+          const double product = double{to_float(x[static_cast<std::size_t>(from)])} *
+                                 double{to_float(dy[static_cast<std::size_t>(pixel * outputs + output)])};
           expected += product;
           magnitude += std::abs(product);
         }
@@ -46,24 +74,60 @@ void check(const WeightGradientShape& shape, int images) {
   }
 }
 
-/// The networks' own shapes, odd maps, maps lower than the kernel, strips that do not divide the rows.
-TEST(WeightGradient, IsTheSumOfProducts) {
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) {
-    std::cout << "this CPU has no AVX2: the network's steps use oneDNN's weight gradient\n";
-    return;
-  }
-  struct Case {
-    int inputs, outputs, stride, height, width, images;
-  };
-  for (const Case& each : {Case{16, 16, 1, 32, 32, 1}, Case{16, 32, 2, 32, 32, 2}, Case{32, 32, 1, 16, 16, 2},
-                           Case{32, 64, 2, 16, 16, 4}, Case{64, 64, 1, 8, 8, 3}, Case{2, 16, 1, 1, 2, 1},
-                           Case{6, 48, 1, 5, 7, 3}, Case{6, 48, 2, 5, 7, 3}, Case{4, 16, 2, 9, 4, 2},
-                           Case{4, 16, 1, 37, 33, 1}, Case{2, 32, 2, 2, 3, 1}, Case{66, 80, 1, 3, 3, 2}}) {
+struct Case {
+  int inputs, outputs, stride, height, width, images;
+};
+
+template <typename T>
+void check(const std::vector<Case>& cases) {
+  for (const Case& each : cases) {
     const auto out = [&](int input) { return (input - 1) / each.stride + 1; };
-    check(
+    check<T>(
         {each.inputs, each.outputs, each.stride, each.height, each.width, out(each.height), out(each.width)},
         each.images);
   }
+}
+
+/// The networks' own shapes, odd maps, maps lower than the kernel, strips that do not divide the rows.
+TEST(WeightGradient, IsTheSumOfProducts) {
+  if (!has_avx2()) {
+    std::cout << "this CPU has no AVX2: the network's steps use oneDNN's weight gradient\n";
+    return;
+  }
+  check<float>({{16, 16, 1, 32, 32, 1},
+                {16, 32, 2, 32, 32, 2},
+                {32, 32, 1, 16, 16, 2},
+                {32, 64, 2, 16, 16, 4},
+                {64, 64, 1, 8, 8, 3},
+                {2, 16, 1, 1, 2, 1},
+                {6, 48, 1, 5, 7, 3},
+                {6, 48, 2, 5, 7, 3},
+                {4, 16, 2, 9, 4, 2},
+                {4, 16, 1, 37, 33, 1},
+                {2, 32, 2, 2, 3, 1},
+                {66, 80, 1, 3, 3, 2}});
+}
+
+/// The same, and numbers of images that are odd or not a multiple of those that are summed at once.
+TEST(WeightGradient, IsTheSumOfProductsInBf16) {
+  if (!has_avx512_bf16()) {
+    std::cout << "this CPU has no AVX512_BF16: it cannot train in BF16\n";
+    return;
+  }
+  check<Bfloat16>({{16, 16, 1, 32, 32, 1},
+                   {16, 16, 1, 32, 32, 2},
+                   {16, 32, 2, 32, 32, 3},
+                   {32, 32, 1, 16, 16, 4},
+                   {32, 64, 2, 16, 16, 4},
+                   {64, 64, 1, 8, 8, 8},
+                   {64, 64, 1, 8, 8, 11},
+                   {16, 16, 1, 1, 2, 1},
+                   {16, 48, 1, 5, 7, 3},
+                   {48, 48, 2, 5, 7, 3},
+                   {16, 16, 2, 9, 4, 2},
+                   {16, 16, 1, 37, 33, 2},
+                   {16, 32, 2, 2, 3, 1},
+                   {80, 80, 1, 3, 3, 2}});
 }
 
 }  // namespace

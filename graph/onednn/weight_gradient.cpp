@@ -1,0 +1,25 @@
+#include "graph/onednn/weight_gradient.h"
+
+namespace nibble {
+
+void unblock_weight_gradient(const WeightGradientShape& shape, int block_inputs, const float* gradient,
+                             float* master) {
+  constexpr int block_outputs = 16;
+  const int inputs = shape.input_channels;
+  const int outputs = shape.output_channels;
+  for (int row = 0; row < 3; ++row) {
+    for (int input = 0; input < inputs; input += block_inputs) {
+      for (int output = 0; output < outputs; output += block_outputs) {
+        for (int column = 0; column < 3; ++column) {
+          for (int i = 0; i < block_inputs; ++i) {
+            for (int o = 0; o < block_outputs; ++o) {
+              master[((output + o) * 9 + row * 3 + column) * inputs + input + i] = *gradient++;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace nibble
