@@ -11,15 +11,16 @@
 //
 // Register blocks are those of kernels/blocks_avx2.h.
 //
-// Where a call's taps form whole lines, two neighbouring positions take four multiplications a line instead
-// of six (kernels/line_filter.h): three pairs of positions replace the three positions of a block, and the
-// sums of the four points meet in the output stage as twice the sum, halved by the scale.
+// Where a call's taps form whole lines, four neighbouring positions take six multiplications a line instead
+// of twelve, or two take four instead of six (kernels/line_filter.h): three tiles of such positions replace
+// the three positions of a block. The sums of a tile's points are combined to 8 or 2 times the sums of its
+// positions, which the scale divides again.
 //
 //   weights:  s8 [pair of output channels][tap][group of 4 input channels][2][4]
-//             if filtered, s8 [direction][pair of output channels][point][line][group][2][4]
-//   program:  run length, then whether calls may be filtered by lines
-//             if so, [direction][line][output channel, padded][2 outputs] two words each: what is added to 2
-//             y
+//             for each filter that is proved, s8 [direction][pair of output
+//             channels][point][line][group][2][4]
+//   program:  run length; for each filter 0, or the places of its constants here and of its weights; then
+//             [direction][line][output channel, padded][output] two words each: what is added to an output
 
 #include <array>
 #include <cstdint>
@@ -39,7 +40,9 @@ constexpr int kHalves = kLanes / (8 * kParts);
 constexpr int kQuad = 4;               ///< input channels of a step
 constexpr int kFilteredGroups = 16;    ///< of layers that are filtered by lines
 constexpr int kFilteredOutputs = 256;  ///< output channels of layers that are
-constexpr int kFilteredChannels = 16;  ///< output channels that share the loads of a point's V
+constexpr int kFilteredChannels = 8;   ///< output channels that share the loads of a point's V
+constexpr int kMostPoints = 6;
+constexpr int kHeader = 5;  ///< of the program: run length, places of two filters
 constexpr float kLargestSum = 2.0F * 32768.0F * kMaximumSteps;  ///< two words a step, at the very most
 
 int groups_of(const ConvolutionShape& shape) {
@@ -88,22 +91,22 @@ bool supports(const ConvolutionLayer& layer) {
 }
 
 /// U of a point; zero for channels that do not exist.
-int point_weight_of(const ConvolutionLayer& layer, int output_channel, int direction, int line, int point,
-                    int channel) {
+int point_weight_of(const ConvolutionLayer& layer, const LineFilter& filter, int output_channel,
+                    int direction, int line, int point, int channel) {
   const auto weight = [&](int place) {
     return weight_of(layer, output_channel, tap_of_line(direction, line, place), channel);
   };
-  return point_weight(point, weight(0), weight(1), weight(2));
+  return point_weight(filter, point, weight(0), weight(1), weight(2));
 }
 
-/// Whether lines of taps may be filtered: every U fits s8, no pair of products saturates, and twice the sum
-/// of each word fits s16.
-bool lines_are_proved(const ConvolutionLayer& layer) {
+/// Whether lines of taps may be filtered: every V fits u8 and every U s8, no pair of products saturates, and
+/// `filter.times` the sum of each word fits s16.
+bool lines_are_proved(const ConvolutionLayer& layer, const LineFilter& filter) {
   const ConvolutionShape& shape = layer.shape;
-  const int groups = groups_of(shape);
-  const int highest = 2 * activation_limit(layer.activation_bits);
-  if (shape.kernel != kLines || shape.stride != 1 || groups > kFilteredGroups ||
-      shape.output_channels > kFilteredOutputs || highest > 255) {
+  const int limit = activation_limit(layer.activation_bits);
+  if (shape.kernel != kLines || shape.stride != 1 || groups_of(shape) > kFilteredGroups ||
+      shape.output_channels > kFilteredOutputs ||
+      *std::max_element(filter.largest, filter.largest + filter.points) * limit > 255) {
     return false;
   }
   for (int o = 0; o < shape.output_channels; ++o) {
@@ -111,7 +114,7 @@ bool lines_are_proved(const ConvolutionLayer& layer) {
     for (int tap = 0; tap < kLines * kLines; ++tap) {
       for (int i = 0; i < shape.input_channels; ++i) {
         const int weight = weight_of(layer, o, tap, i);
-        sums[i % kQuad / 2][weight < 0 ? 0 : 1] += std::abs(weight) * highest;
+        sums[i % kQuad / 2][weight < 0 ? 0 : 1] += std::abs(weight) * limit * filter.times;
       }
     }
     for (const auto& word : sums) {
@@ -119,10 +122,11 @@ bool lines_are_proved(const ConvolutionLayer& layer) {
     }
     for (int direction = 0; direction < kDirections; ++direction) {
       for (int line = 0; line < kLines; ++line) {
-        for (int point = 0; point < kPoints; ++point) {
+        for (int point = 0; point < filter.points; ++point) {
           for (int i = 0; i < shape.input_channels; i += 2) {
-            const int first = std::abs(point_weight_of(layer, o, direction, line, point, i));
-            const int second = std::abs(point_weight_of(layer, o, direction, line, point, i + 1));
+            const int first = std::abs(point_weight_of(layer, filter, o, direction, line, point, i));
+            const int second = std::abs(point_weight_of(layer, filter, o, direction, line, point, i + 1));
+            const int highest = filter.largest[point] * limit;
             if (std::max(first, second) > 127 || (first + second) * highest > 32767) return false;
           }
         }
@@ -132,41 +136,41 @@ bool lines_are_proved(const ConvolutionLayer& layer) {
   return true;
 }
 
-/// What is added to M0 + M1 + M2 (output 0) and M1 - M2 - M3 (output 1) for one line, two words.
-std::uint32_t line_constant(const ConvolutionLayer& layer, int output_channel, int direction, int line,
-                            int output) {
+/// What is added to one output for one line, two words: less than nothing of what was added to each V.
+std::uint32_t line_constant(const ConvolutionLayer& layer, const LineFilter& filter, int output_channel,
+                            int direction, int line, int output) {
   const int limit = activation_limit(layer.activation_bits);
   std::uint16_t words[2] = {};
   for (int i = 0; i < layer.shape.input_channels; ++i) {
-    const auto weight = [&](int point) {
-      return point_weight_of(layer, output_channel, direction, line, point, i);
-    };
-    const int added = output == 0 ? -limit * (weight(0) + weight(2)) : limit * (weight(2) + weight(3));
     std::uint16_t& word = words[i % kQuad / 2];
-    word = static_cast<std::uint16_t>(word + added);
+    for (int point = 0; point < filter.points; ++point) {
+      const int weight = point_weight_of(layer, filter, output_channel, direction, line, point, i);
+      word = static_cast<std::uint16_t>(word - filter.outputs_of[output][point] * filter.added[point] *
+                                                   limit * weight);
+    }
   }
   return words[0] | std::uint32_t{words[1]} << 16;
 }
 
-void pack_lines(const ConvolutionLayer& layer, PackedConvolution& packed) {
+void pack_lines(const ConvolutionLayer& layer, const LineFilter& filter, PackedConvolution& packed) {
   const int padded = padded_channels_of(layer.shape);
   const int groups = groups_of(layer.shape);
   for (int direction = 0; direction < kDirections; ++direction) {
     for (int line = 0; line < kLines; ++line) {
       for (int o = 0; o < padded; ++o) {
-        for (int output = 0; output < 2; ++output) {
+        for (int output = 0; output < filter.outputs; ++output) {
           packed.program.push_back(
-              static_cast<std::int32_t>(line_constant(layer, o, direction, line, output)));
+              static_cast<std::int32_t>(line_constant(layer, filter, o, direction, line, output)));
         }
       }
     }
     for (int pair = 0; pair < padded; pair += kPair) {
-      for (int point = 0; point < kPoints; ++point) {
+      for (int point = 0; point < filter.points; ++point) {
         for (int step = 0; step < kLines * groups; ++step) {
           for (int o = pair; o < pair + kPair; ++o) {
             for (int i = 0; i < kQuad; ++i) {
-              packed.weights.push_back(static_cast<std::uint8_t>(
-                  point_weight_of(layer, o, direction, step / groups, point, kQuad * (step % groups) + i)));
+              packed.weights.push_back(static_cast<std::uint8_t>(point_weight_of(
+                  layer, filter, o, direction, step / groups, point, kQuad * (step % groups) + i)));
             }
           }
         }
@@ -175,12 +179,16 @@ void pack_lines(const ConvolutionLayer& layer, PackedConvolution& packed) {
   }
 }
 
+/// Where the program says whether a filter may be used.
+constexpr std::size_t place_of(const LineFilter& filter) {
+  return filter.outputs == 2 ? 1 : 3;
+}
+
 PackedConvolution pack(const ConvolutionLayer& layer) {
   const int taps = layer.shape.kernel * layer.shape.kernel;
   const int groups = groups_of(layer.shape);
-  const bool filtered = lines_are_proved(layer);
-  PackedConvolution packed{
-      layer.shape, layer.activation_bits, {}, {proven_run_length(layer), filtered ? 1 : 0}};
+  PackedConvolution packed{layer.shape, layer.activation_bits, {}, std::vector<std::int32_t>(kHeader)};
+  packed.program[0] = proven_run_length(layer);
   for (int pair = 0; pair < padded_channels_of(layer.shape); pair += kPair) {
     for (int tap = 0; tap < taps; ++tap) {
       for (int group = 0; group < groups; ++group) {
@@ -192,7 +200,12 @@ PackedConvolution pack(const ConvolutionLayer& layer) {
       }
     }
   }
-  if (filtered) pack_lines(layer, packed);
+  for (const LineFilter& filter : {kTwoOutputs, kFourOutputs}) {
+    if (!lines_are_proved(layer, filter)) continue;
+    packed.program[place_of(filter)] = static_cast<std::int32_t>(packed.program.size());
+    packed.program[place_of(filter) + 1] = static_cast<std::int32_t>(packed.weights.size());
+    pack_lines(layer, filter, packed);
+  }
   return packed;
 }
 
@@ -225,40 +238,23 @@ void accumulate(const std::uint8_t* input, std::ptrdiff_t stride, const Steps& s
 
 constexpr Accumulate kAccumulate[kPositions] = {accumulate<1>, accumulate<2>, accumulate<3>};
 
-/// How the sums of a block lie in memory.
-enum class Form {
-  single_run,  ///< [output channel][position][part] of a pair of output channels
-  runs,        ///< [run] of these
-  points,      ///< [pair][point][output channel][pair of positions][part]; they add up to twice the sum
-};
-
 /// A block whose runs are done: what the output stages read.
 struct Block {
-  const __m256i* pairs[2];  ///< sums of two pairs of output channels, 16 lanes
+  const __m256i* pairs[2];  ///< sums of two pairs of output channels, 16 lanes, of the first run
   int positions;
   int runs;
   int first_position;
-  int channel;                               ///< first of the two pairs
-  int half;                                  ///< which 16 of the 32 lanes
-  const std::uint32_t* constants = nullptr;  ///< [output channel][2 outputs]: added to points
+  int channel;         ///< first of the two pairs
+  int half;            ///< which 16 of the 32 lanes
+  float times = 1.0F;  ///< what the sums are, times what they should be
 
-  /// Sums of channel `channel` + k, 8 lanes, s32, of position p, or, times 2, of position 2 p + place.
-  template <Form form>
-  __m256i sum(int k, int p, [[maybe_unused]] int place, int part) const {
+  /// Sums of channel `channel` + k, position p, 8 lanes, s32.
+  template <bool single_run>
+  __m256i sum(int k, int p, int part) const {
     const __m256i ones = _mm256_set1_epi16(1);
-    if constexpr (form == Form::points) {
-      const int registers = kPair * (positions / 2) * kParts;
-      const __m256i* m = pairs[k / kPair] + ((k % kPair) * (positions / 2) + p) * kParts + part;
-      const __m256i constant = _mm256_set1_epi32(static_cast<std::int32_t>(constants[2 * k + place]));
-      const __m256i sum1 = _mm256_add_epi16(constant, m[registers]);
-      const __m256i words =
-          place == 0 ? _mm256_add_epi16(_mm256_add_epi16(sum1, m[2 * registers]), m[0])
-                     : _mm256_sub_epi16(_mm256_sub_epi16(sum1, m[2 * registers]), m[3 * registers]);
-      return _mm256_madd_epi16(words, ones);
-    }
     const __m256i* words = pairs[k / kPair] + ((k % kPair) * positions + p) * kParts + part;
     __m256i total = _mm256_madd_epi16(words[0], ones);
-    if constexpr (form == Form::runs) {
+    if constexpr (!single_run) {
       const int registers = kPair * positions * kParts;
       for (int r = 1; r < runs; ++r) {
         total = _mm256_add_epi32(total, _mm256_madd_epi16(words[r * registers], ones));
@@ -271,31 +267,25 @@ struct Block {
 using Output = void (*)(const OutputStage& stage, const ConvolutionCall& call, const Block& block,
                         const DerivedInput& derived);
 
-template <typename Writer, Form form>
+template <typename Writer, bool single_run>
 void output_bytes(const OutputStage& stage, const ConvolutionCall& call, const Block& given,
                   const DerivedInput& derived) {
   const Block block = given;  // the stores could change the other, as far as the compiler knows
-  const Writer writer(stage, call, block.channel, block.first_position, derived,
-                      form == Form::points ? 2.0F : 1.0F);
-  constexpr int kStep = form == Form::points ? 2 : 1;
-  for (int p = 0; p < block.positions; p += kStep) {
+  const Writer writer(stage, call, block.channel, block.first_position, derived, block.times);
+  for (int p = 0; p < block.positions; ++p) {
     for (int part = 0; part < kParts; ++part) {
-      const auto write = [&](int place) __attribute__((always_inline)) {
-        writer.write(
-            p + place, block.half * kParts + part, [&](int k) __attribute__((always_inline)) {
-              return block.sum<form>(k, p / kStep, place, part);
-            });
-      };
-      write(0);
-      if constexpr (kStep == 2) write(1);
+      writer.write(
+          p, block.half * kParts + part, [&](int k) __attribute__((always_inline)) {
+            return block.sum<single_run>(k, p, part);
+          });
     }
   }
 }
 
-template <Form form>
+template <bool single_run>
 Output choose_output(const OutputStage& stage) {
-  return choose_byte_writer(stage,
-                            []<typename Writer>(Writer*) -> Output { return output_bytes<Writer, form>; });
+  return choose_byte_writer(
+      stage, []<typename Writer>(Writer*) -> Output { return output_bytes<Writer, single_run>; });
 }
 
 /// The two halves of a block's lanes, by the shared output stage.
@@ -305,129 +295,195 @@ void output_any(const OutputStage& stage, const ConvolutionCall& call, const Blo
     __m256i sums[kOutputBlock][kHalves * kParts] = {};
     for (int k = 0; k < kOutputBlock && block.channel + k < call.last_channel; ++k) {
       for (int part = 0; part < kHalves * kParts; ++part) {
-        sums[k][part] = halves[part / kParts].sum<Form::runs>(k, p, 0, part % kParts);
+        sums[k][part] = halves[part / kParts].sum<false>(k, p, part % kParts);
       }
     }
     write_outputs(stage, call, block.first_position + p, block.channel, sums);
   }
 }
 
-/// V of `Pairs` pairs of positions, 16 lanes: [point][line][group][pair of positions][part]. input: of the
-/// first position.
-template <int Pairs>
+/// V of one channel group and 8 lanes of `Tiles` tiles of two positions. d: of the first input, inputs are
+/// `stride` bytes apart; store(tile, point, V).
+template <int Tiles, typename Store>
+inline __attribute__((always_inline)) void transform_two(const std::uint8_t* d, std::ptrdiff_t stride,
+                                                         int limit, Store store) {
+  const auto load = [&](int i) {
+    return loaded_once(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(d + i * stride)));
+  };
+  const __m256i added = _mm256_set1_epi8(static_cast<char>(limit));
+  __m256i d1 = load(1);
+  __m256i d0_added = _mm256_add_epi8(load(0), added);
+  for (int tile = 0; tile < Tiles; ++tile) {
+    const __m256i d2 = load(2 * tile + 2);
+    const __m256i d3 = load(2 * tile + 3);
+    const __m256i d2_added = _mm256_add_epi8(d2, added);
+    store(tile, 0, _mm256_sub_epi8(d0_added, d2));
+    store(tile, 1, _mm256_add_epi8(d1, d2));
+    store(tile, 2, _mm256_sub_epi8(d2_added, d1));
+    store(tile, 3, _mm256_sub_epi8(_mm256_add_epi8(d1, added), d3));
+    d0_added = d2_added;
+    d1 = d3;
+  }
+}
+
+/// The same for tiles of four positions. Activations are at most 15 there, so that 4 d stays in its byte.
+template <int Tiles, typename Store>
+inline __attribute__((always_inline)) void transform_four(const std::uint8_t* d, std::ptrdiff_t stride,
+                                                          int limit, Store store) {
+  const auto load = [&](int i) {
+    return loaded_once(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(d + i * stride)));
+  };
+  const auto times = [&](int n) { return _mm256_set1_epi8(static_cast<char>(n * limit)); };
+  const auto four = [](__m256i value) { return _mm256_slli_epi16(value, 2); };
+  __m256i d1 = load(1);
+  __m256i four_d0 = four(load(0));
+  for (int tile = 0; tile < Tiles; ++tile) {
+    const __m256i d2 = load(4 * tile + 2);
+    const __m256i d3 = load(4 * tile + 3);
+    const __m256i d4 = load(4 * tile + 4);
+    const __m256i d5 = load(4 * tile + 5);
+    const __m256i p = _mm256_add_epi8(_mm256_sub_epi8(d4, four(d2)), times(8));
+    const __m256i q = _mm256_sub_epi8(four(d1), d3);
+    const __m256i a = _mm256_add_epi8(_mm256_sub_epi8(d4, d2), times(3));
+    const __m256i b = _mm256_sub_epi8(d3, d1);
+    const __m256i twice_b = _mm256_add_epi8(b, b);
+    store(tile, 0, _mm256_add_epi8(four_d0, _mm256_sub_epi8(p, d2)));
+    store(tile, 1, _mm256_sub_epi8(p, q));
+    store(tile, 2, _mm256_add_epi8(p, q));
+    store(tile, 3, _mm256_add_epi8(a, twice_b));
+    store(tile, 4, _mm256_sub_epi8(a, twice_b));
+    store(tile, 5, _mm256_add_epi8(_mm256_sub_epi8(q, four(d3)), _mm256_add_epi8(d5, times(5))));
+    four_d0 = four(d4);
+    d1 = d5;
+  }
+}
+
+/// V of `Tiles` tiles of positions, 16 lanes: [point][line][group][tile][part]. input: of the first position.
+template <int Outputs, int Tiles>
 void transform(const ConvolutionCall& call, const Lines& lines, int groups, int activation_bits,
                const std::uint8_t* input, std::uint8_t* to) {
-  const __m256i limit = _mm256_set1_epi8(static_cast<char>(activation_limit(activation_bits)));
-  const std::ptrdiff_t point_bytes = std::ptrdiff_t{lines.count} * groups * Pairs * kBlockBytes;
-  const std::ptrdiff_t stride = call.input.position_stride;
-  const auto load = [](const std::uint8_t* at) {
-    return loaded_once(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
-  };
+  const int limit = activation_limit(activation_bits);
+  const std::ptrdiff_t point_bytes = std::ptrdiff_t{lines.count} * groups * Tiles * kBlockBytes;
   for (int line = 0; line < lines.count; ++line) {
     const std::uint8_t* from = input + lines.offsets[line];
-    for (int group = 0; group < groups; ++group, from += call.input.group_stride, to += Pairs * kBlockBytes) {
+    for (int group = 0; group < groups; ++group, from += call.input.group_stride, to += Tiles * kBlockBytes) {
       for (int part = 0; part < kParts; ++part) {
+        const auto store = [&](int tile, int point, __m256i v) __attribute__((always_inline)) {
+          _mm256_store_si256(
+              reinterpret_cast<__m256i*>(to + point * point_bytes + tile * kBlockBytes + part * kPartBytes),
+              v);
+        };
         const std::uint8_t* d = from + part * kPartBytes;
-        __m256i d0 = load(d);
-        __m256i d1 = load(d + stride);
-        __m256i d0_limit = _mm256_add_epi8(d0, limit);
-        for (int pair = 0; pair < Pairs; ++pair) {
-          const __m256i d2 = load(d + (2 * pair + 2) * stride);
-          const __m256i d3 = load(d + (2 * pair + 3) * stride);
-          const __m256i d2_limit = _mm256_add_epi8(d2, limit);
-          auto* v = reinterpret_cast<__m256i*>(to + pair * kBlockBytes + part * kPartBytes);
-          const auto store = [&](int point, __m256i value) {
-            _mm256_store_si256(v + point * point_bytes / kPartBytes, value);
+        if constexpr (Outputs == 2) transform_two<Tiles>(d, call.input.position_stride, limit, store);
+        if constexpr (Outputs == 4) transform_four<Tiles>(d, call.input.position_stride, limit, store);
+      }
+    }
+  }
+}
+
+/// The sums of a pair's points, [point][output channel of the pair][tile][part], as those of its positions:
+/// [output channel of the pair][position][part]. constants: [output channel of the pair][output].
+template <int Outputs>
+void combine(const __m256i* points, int tiles, const std::uint32_t* constants, __m256i* to) {
+  const int registers = kPair * tiles * kParts;
+  for (int o = 0; o < kPair; ++o, constants += Outputs) {
+    const auto constant = [&](int output) {
+      return _mm256_set1_epi32(static_cast<std::int32_t>(constants[output]));
+    };
+    for (int tile = 0; tile < tiles; ++tile, to += Outputs * kParts) {
+      for (int part = 0; part < kParts; ++part, ++points) {
+        const auto m = [&](int point) { return points[point * registers]; };
+        const auto store = [&](int output, __m256i words) {
+          _mm256_store_si256(to + output * kParts + part, words);
+        };
+        if constexpr (Outputs == 2) {
+          store(0, _mm256_add_epi16(_mm256_add_epi16(m(0), constant(0)), _mm256_add_epi16(m(1), m(2))));
+          store(1, _mm256_sub_epi16(_mm256_sub_epi16(constant(1), m(3)), _mm256_sub_epi16(m(2), m(1))));
+        } else {
+          const __m256i third = _mm256_set1_epi16(static_cast<std::int16_t>(0xAAAB));  // of 3
+          const __m256i s = _mm256_add_epi16(m(1), m(2));
+          const __m256i t = _mm256_sub_epi16(m(1), m(2));
+          const __m256i u = _mm256_add_epi16(m(3), m(4));
+          const __m256i w = _mm256_sub_epi16(m(3), m(4));
+          const __m256i twice_w = _mm256_add_epi16(w, w);
+          const __m256i of_5 = _mm256_slli_epi16(_mm256_add_epi16(twice_w, m(5)), 2);
+          const auto store_third = [&](int output, __m256i words) {
+            store(output, _mm256_mullo_epi16(_mm256_add_epi16(words, constant(output)), third));
           };
-          store(0, _mm256_sub_epi8(d0_limit, d2));
-          store(1, _mm256_add_epi8(d1, d2));
-          store(2, _mm256_sub_epi8(d2_limit, d1));
-          store(3, _mm256_sub_epi8(_mm256_add_epi8(d1, limit), d3));
-          d0_limit = d2_limit;
-          d1 = d3;
+          store_third(0, _mm256_add_epi16(_mm256_add_epi16(m(0), s), u));
+          store_third(1, _mm256_add_epi16(t, twice_w));
+          store_third(2, _mm256_add_epi16(s, _mm256_slli_epi16(u, 2)));
+          store_third(3, _mm256_add_epi16(t, of_5));
         }
       }
     }
   }
 }
 
-using Transform = void (*)(const ConvolutionCall& call, const Lines& lines, int groups, int activation_bits,
-                           const std::uint8_t* input, std::uint8_t* to);
-constexpr Transform kTransform[kPositions] = {transform<1>, transform<2>, transform<3>};
-
-/// The parts of a packed layer that line filters need.
-struct FilteredWeights {
-  const std::uint8_t* weights;  ///< of the direction and the first line
-  std::ptrdiff_t point_bytes;
-  const std::int32_t* constants;  ///< of the direction and the first line
-  std::ptrdiff_t line_constants;
-};
-
-FilteredWeights filtered_weights(const PackedConvolution& packed, const Lines& lines) {
-  const int padded = padded_channels_of(packed.shape);
-  const int line_bytes = groups_of(packed.shape) * kPair * kQuad;
-  const std::ptrdiff_t direct = std::ptrdiff_t{padded} / kPair * kLines * kLines * line_bytes;
-  const std::ptrdiff_t direction = std::ptrdiff_t{padded} / kPair * kPoints * kLines * line_bytes;
-  return {packed.weights.data() + direct + lines.direction * direction + lines.first * line_bytes,
-          std::ptrdiff_t{kLines} * line_bytes,
-          packed.program.data() + 2 + (lines.direction * kLines + lines.first) * padded * 2, padded * 2};
-}
-
-/// The first positions of a call, an even number, by line filters. output: one of this file's.
+/// `positions` of a call from `first` on, a multiple of the filter's outputs, by line filters.
+template <int Outputs>
 void run_lines(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call,
-               const Lines& lines, int filtered_positions, const DerivedInput& derived) {
+               const Lines& lines, int first, int positions, const DerivedInput& derived) {
+  constexpr const LineFilter& kFilter = Outputs == 2 ? kTwoOutputs : kFourOutputs;
+  constexpr int kPoints = kFilter.points;
+  using Transform = void (*)(const ConvolutionCall& call, const Lines& lines, int groups, int activation_bits,
+                             const std::uint8_t* input, std::uint8_t* to);
+  constexpr Transform kTransform[kPositions] = {transform<Outputs, 1>, transform<Outputs, 2>,
+                                                transform<Outputs, 3>};
   const int groups = groups_of(packed.shape);
-  const FilteredWeights filtered = filtered_weights(packed, lines);
-  const Output output = choose_output<Form::points>(stage);
+  const int padded = padded_channels_of(packed.shape);
+  const std::ptrdiff_t line_bytes = std::ptrdiff_t{groups} * kPair * kQuad;
+  const std::uint8_t* weights = packed.weights.data() + packed.program[place_of(kFilter) + 1] +
+                                lines.direction * (padded / kPair) * kPoints * kLines * line_bytes +
+                                lines.first * line_bytes;
+  const std::int32_t* of_lines = packed.program.data() + packed.program[place_of(kFilter)] +
+                                 (lines.direction * kLines + lines.first) * padded * Outputs;
+  const int last_channel = (call.last_channel + kOutputBlock - 1) / kOutputBlock * kOutputBlock;
+  const Output output = choose_output<true>(stage);
   // Words of the lines' constants are added apart: no carry from the lower one.
-  std::uint32_t constants[2 * kFilteredOutputs];
-  for (int i = 0; i < 2 * padded_channels_of(packed.shape); ++i) {
+  std::uint32_t constants[Outputs * kFilteredOutputs];
+  for (int i = 0; i < Outputs * padded; ++i) {
     std::uint32_t low = 0;
     std::uint32_t high = 0;
     for (int line = 0; line < lines.count; ++line) {
-      const auto words = static_cast<std::uint32_t>(filtered.constants[line * filtered.line_constants + i]);
+      const auto words = static_cast<std::uint32_t>(of_lines[line * padded * Outputs + i]);
       low += words & 0xFFFFU;
       high += words >> 16;
     }
     constants[i] = (low & 0xFFFFU) | high << 16;
   }
   alignas(32) std::uint8_t v[kPoints * kLines * kFilteredGroups * kPositions * kBlockBytes];
-  alignas(32) __m256i sums[kFilteredChannels / kPair * kPoints * kPair * kPositions * kParts];
-  for (int first = 0, left = filtered_positions / 2; left > 0;) {
-    const int pairs = left / ((left + kPositions - 1) / kPositions);
-    const int registers = kPair * pairs * kParts;
-    const Steps steps(lines.count * groups, std::ptrdiff_t{pairs} * kBlockBytes);
-    const std::ptrdiff_t point_bytes = std::ptrdiff_t{lines.count} * groups * pairs * kBlockBytes;
+  alignas(32) __m256i points[kFilteredChannels / kPair][kPoints * kPair * kPositions * kParts];
+  alignas(32) __m256i sums[kOutputBlock / kPair][Outputs * kPair * kPositions * kParts];
+  for (int left = positions / Outputs; left > 0;) {
+    const int tiles = left / ((left + kPositions - 1) / kPositions);
+    const Steps steps(lines.count * groups, std::ptrdiff_t{tiles} * kBlockBytes);
+    const std::ptrdiff_t point_bytes = std::ptrdiff_t{lines.count} * groups * tiles * kBlockBytes;
     for (int half = 0; half < kHalves; ++half) {
-      kTransform[pairs - 1](call, lines, groups, packed.activation_bits,
+      kTransform[tiles - 1](call, lines, groups, packed.activation_bits,
                             call.input.at(first, 0) + std::ptrdiff_t{half} * kBlockBytes, v);
       for (int chunk = call.first_channel; chunk < call.last_channel; chunk += kFilteredChannels) {
-        const int channels = std::min(kFilteredChannels, call.last_channel - chunk);
-        const int padded = (channels + kOutputBlock - 1) / kOutputBlock * kOutputBlock;
+        const int chunk_end = std::min(chunk + kFilteredChannels, last_channel);
         for (int point = 0; point < kPoints; ++point) {
-          for (int channel = chunk; channel < chunk + padded; channel += kPair) {
-            kAccumulate[pairs - 1](
-                v + point * point_bytes, kBlockBytes, steps,
-                filtered.weights + (channel / kPair * kPoints + point) * filtered.point_bytes,
-                sums + ((channel - chunk) / kPair * kPoints + point) * registers);
+          for (int channel = chunk; channel < chunk_end; channel += kPair) {
+            kAccumulate[tiles - 1](v + point * point_bytes, kBlockBytes, steps,
+                                   weights + (channel / kPair * kPoints + point) * kLines * line_bytes,
+                                   points[(channel - chunk) / kPair] + point * kPair * tiles * kParts);
           }
         }
-        for (int channel = chunk; channel < chunk + padded; channel += kOutputBlock) {
-          const __m256i* of_block = sums + (channel - chunk) / kPair * kPoints * registers;
+        for (int channel = chunk; channel < chunk_end; channel += kOutputBlock) {
+          for (int pair = 0; pair < kOutputBlock / kPair; ++pair) {
+            combine<Outputs>(points[(channel - chunk) / kPair + pair], tiles,
+                             constants + Outputs * (channel + kPair * pair), sums[pair]);
+          }
           output(stage, call,
-                 {{of_block, of_block + kPoints * registers},
-                  2 * pairs,
-                  1,
-                  first,
-                  channel,
-                  half,
-                  constants + 2 * channel},
+                 {{sums[0], sums[1]}, Outputs * tiles, 1, first, channel, half, float{kFilter.times}},
                  derived);
         }
       }
     }
-    first += 2 * pairs;
-    left -= pairs;
+    first += Outputs * tiles;
+    left -= tiles;
   }
 }
 
@@ -435,11 +491,15 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
   const bool own_output = has_byte_form(stage, call, kLargestSum);
   const DerivedInput derived(stage);
   int filtered = 0;
-  if (packed.program[1] != 0 && own_output && call.positions > 1) {
+  if (packed.program[place_of(kTwoOutputs)] != 0 && own_output && call.positions > 1) {
     const Lines lines = lines_of(call);
     if (lines.count > 0) {
-      filtered = call.positions / 2 * 2;
-      run_lines(packed, stage, call, lines, filtered, derived);
+      const bool by_four = packed.program[place_of(kFourOutputs)] != 0;
+      const int in_fours = by_four ? call.positions / 4 * 4 : 0;
+      const int in_twos = (call.positions - in_fours) / 2 * 2;
+      run_lines<4>(packed, stage, call, lines, 0, in_fours, derived);
+      run_lines<2>(packed, stage, call, lines, in_fours, in_twos, derived);
+      filtered = in_fours + in_twos;
     }
   }
   if (filtered == call.positions) return;
@@ -449,8 +509,8 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
       std::ptrdiff_t{packed.shape.kernel} * packed.shape.kernel * groups * kPair * kQuad;
   const Steps steps(call, groups, packed.program[0]);
   const Output output = !own_output          ? nullptr
-                        : steps.count() == 1 ? choose_output<Form::single_run>(stage)
-                                             : choose_output<Form::runs>(stage);
+                        : steps.count() == 1 ? choose_output<true>(stage)
+                                             : choose_output<false>(stage);
 
   alignas(32) Partial partial[kHalves][kOutputBlock / kPair];
   for (int first = filtered, left = call.positions - filtered; left > 0;) {

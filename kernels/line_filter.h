@@ -1,17 +1,26 @@
 #pragma once
 
-// Two neighbouring outputs of a 3x3 convolution from four multiplications a line instead of six (Winograd's
-// F(2, 3), in integers). A line is the three taps in the direction in which a call's positions run:
+// Two or four neighbouring outputs of a 3x3 convolution from four or six multiplications a line instead of
+// six or twelve (Winograd's F(2, 3) and F(4, 3), in integers). A line is the three taps in the direction in
+// which a call's positions run: inputs d0 d1 d2 ..., weights g0 g1 g2, y0 = d0 g0 + d1 g1 + d2 g2 and so on.
+// L is the largest activation; with what is added all V are unsigned, like activations. Mk is the sum of Uk
+// Vk over input channels and lines.
 //
-//   inputs       d0 d1 d2 d3, weights g0 g1 g2;  y0 = d0 g0 + d1 g1 + d2 g2,  y1 = d1 g0 + d2 g1 + d3 g2
-//   points       V0 = d0 - d2 + L    V1 = d1 + d2           V2 = d2 - d1 + L       V3 = d1 - d3 + L
-//   weights      U0 = 2 g0           U1 = g0 + g1 + g2      U2 = g0 - g1 + g2      U3 = 2 g2
-//   sums         Mk = sum of Uk Vk over input channels and lines
-//   outputs      2 y0 = M0 + M1 + M2 - L (U0 + U2)          2 y1 = M1 - M2 - M3 + L (U2 + U3)
+//   two      V0 = d0 - d2 + L             U0 = 2 g0            2 y0 = M0 + M1 + M2 - constant
+//            V1 = d1 + d2                 U1 = g0 + g1 + g2    2 y1 = M1 - M2 - M3 - constant
+//            V2 = d2 - d1 + L             U2 = g0 - g1 + g2
+//            V3 = d1 - d3 + L             U3 = 2 g2
 //
-// L is the largest activation: all V are 0 .. 2 L, unsigned like activations. Sums may wrap; only 2 y0 and
-// 2 y1 themselves must fit, which is twice what the plain convolution needs. No header of an instruction set
-// is needed here; internal linkage, since kernel files are compiled for different ones.
+//   four     V0 = 4 d0 - 5 d2 + d4 + 8 L           U0 = 6 g0                  24 y0 = M0 + s + u - constant
+//            V1 = d4 + d3 - 4 d2 - 4 d1 + 8 L      U1 = -4 (g0 + g1 + g2)     24 y1 = t + 2 w - constant
+//            V2 = d4 - d3 - 4 d2 + 4 d1 + 8 L      U2 = -4 (g0 - g1 + g2)     24 y2 = s + 4 u - constant
+//            V3 = d4 - d2 + 2 d3 - 2 d1 + 3 L      U3 = g0 + 2 g1 + 4 g2      24 y3 = t + 8 w + 4 M5 -
+//            constant V4 = d4 - d2 - 2 d3 + 2 d1 + 3 L      U4 = g0 - 2 g1 + 4 g2      s, t = M1 + M2, M1 -
+//            M2 V5 = 4 d1 - 5 d3 + d5 + 5 L           U5 = 6 g2                  u, w = M3 + M4, M3 - M4
+//
+// Sums are 16-bit words and may wrap. Modulo 2^16 the 3 of 24 has an inverse, so 24 y gives 8 y: only 2 y and
+// 8 y themselves must fit. No header of an instruction set is needed here; internal linkage, since kernel
+// files are compiled for different ones.
 
 #include <cstddef>
 #include <cstdint>
@@ -21,9 +30,26 @@
 namespace nibble {
 namespace {
 
-inline constexpr int kPoints = 4;
 inline constexpr int kLines = 3;
 inline constexpr int kDirections = 2;  ///< lines are rows of the kernel, or its columns
+
+/// The filter of two or four outputs.
+struct LineFilter {
+  int outputs;
+  int points;
+  int times;             ///< what the sums are in the end, times y: 2 or 8
+  int added[6];          ///< to each V, times L
+  int largest[6];        ///< each V, times L
+  int outputs_of[4][6];  ///< what each output takes of each M
+};
+inline constexpr LineFilter kTwoOutputs{2, 4, 2, {1, 0, 1, 1}, {2, 2, 2, 2}, {{1, 1, 1, 0}, {0, 1, -1, -1}}};
+inline constexpr LineFilter kFourOutputs{
+    4,
+    6,
+    8,
+    {8, 8, 8, 3, 3, 5},
+    {13, 10, 13, 6, 6, 10},
+    {{1, 1, 1, 1, 1, 0}, {0, 1, -1, 2, -2, 0}, {0, 1, 1, 4, 4, 0}, {0, 1, -1, 8, -8, 4}}};
 
 /// The number of tap `place` of a line.
 constexpr int tap_of_line(int direction, int line, int place) {
@@ -31,16 +57,21 @@ constexpr int tap_of_line(int direction, int line, int place) {
 }
 
 /// U of one point from a line's three weights.
-constexpr int point_weight(int point, int g0, int g1, int g2) {
+constexpr int point_weight(const LineFilter& filter, int point, int g0, int g1, int g2) {
+  const bool four = filter.outputs == 4;
   switch (point) {
     case 0:
-      return 2 * g0;
+      return four ? 6 * g0 : 2 * g0;
     case 1:
-      return g0 + g1 + g2;
+      return (four ? -4 : 1) * (g0 + g1 + g2);
     case 2:
-      return g0 - g1 + g2;
+      return (four ? -4 : 1) * (g0 - g1 + g2);
+    case 3:
+      return four ? g0 + 2 * g1 + 4 * g2 : 2 * g2;
+    case 4:
+      return g0 - 2 * g1 + 4 * g2;
     default:
-      return 2 * g2;
+      return 6 * g2;
   }
 }
 
