@@ -139,7 +139,7 @@ std::vector<Key> make_keys() {
       {"cfg_quant.calibration_images", MEMBER(cfg_quant.calibration_images), range(1, 50000), weights,
        "Training images that calibration looks at."},
       {"cfg_quant.method", MEMBER(cfg_quant.method), kAnything, weights,
-       "How weights are rounded: auto (blocks at 2 bits, else nearest), or one that quant --help "
+       "How weights are rounded: auto (blocks at 2 bits, brecq at 4, else nearest), or one that quant --help "
        "lists."},
       {"cfg_quant.seed", MEMBER(cfg_quant.seed), range(0, kLargestSeed), weights,
        "Chooses the calibration images."},

@@ -28,7 +28,8 @@ std::span<const Method> methods() {
 }
 
 const char* automatic_method(int bits, int activation_bits, bool pair_safe) {
-  return (bits == 2 || activation_bits == 2) && !pair_safe ? "blocks" : "nearest";
+  const int least = std::min(bits, activation_bits);
+  return pair_safe || least > 4 ? "nearest" : least == 4 ? "brecq" : "blocks";
 }
 
 const Method& find_method(const std::string& name) {
