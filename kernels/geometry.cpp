@@ -79,28 +79,6 @@ std::vector<Tap> plane_taps(const ConvolutionShape& shape, const PlaneLayout& ou
   return taps;
 }
 
-void clear_pads(const PlaneLayout& layout, std::uint8_t* planes, int groups, std::ptrdiff_t group_stride,
-                int bytes, int first_block, int last_block) {
-  const int first = first_block * layout.lanes;
-  const int last = last_block * layout.lanes;
-  const int rows_end = layout.height * layout.pitch();
-  for (int group = 0; group < groups; ++group) {
-    std::uint8_t* plane = planes + group * group_stride;
-    const auto clear = [&](int from, int to) {  // positions relative to row 0
-      if (from >= to) return;
-      std::memset(plane + std::ptrdiff_t{layout.origin() + from} * bytes, 0,
-                  static_cast<std::size_t>((to - from) * bytes));
-    };
-    if (first_block == 0) clear(-layout.margin(), 0);
-    // The first pad at or behind `first`: pads are at width, width + pitch, width + 2 * pitch, ...
-    const int skipped = std::max(0, first - layout.width + layout.pitch() - 1) / layout.pitch();
-    const int end = std::min(last, rows_end);
-    for (int pad = layout.width + skipped * layout.pitch(); pad < end; pad += layout.pitch())
-      clear(pad, pad + 1);
-    clear(std::max(first, rows_end), last_block == layout.blocks() ? last + layout.margin() : last);
-  }
-}
-
 std::vector<Tap> column_taps(const ConvolutionShape& shape, const ColumnCopies& output, int bytes,
                              std::ptrdiff_t copy_stride) {
   std::vector<Tap> taps;

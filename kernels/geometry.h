@@ -46,7 +46,7 @@ ConvolutionGeometry cut_into_runs(const ConvolutionShape& shape, const MapStride
 ///
 /// with one pad position behind each row, which is the left neighbour of the next row too. Pads and margins
 /// are zero when the plane is read, so every tap is a load at a fixed distance and borders need no care. A
-/// kernel that writes whole blocks overwrites the pads: clear_pads() afterwards.
+/// kernel writes whole blocks, so the pads of its output are not zero.
 struct PlaneLayout {
   int height;
   int width;
@@ -68,11 +68,6 @@ struct PlaneLayout {
 /// and width of the input are even.
 std::vector<Tap> plane_taps(const ConvolutionShape& shape, const PlaneLayout& output, int bytes,
                             std::ptrdiff_t phase_stride);
-
-/// After blocks first_block .. last_block - 1 of `groups` planes were written: zeroes the pads in them, what
-/// lies behind the last row when the last block is among them, and the margins beside the outermost blocks.
-void clear_pads(const PlaneLayout& layout, std::uint8_t* planes, int groups, std::ptrdiff_t group_stride,
-                int bytes, int first_block, int last_block);
 
 /// Where one image's map lies for a network that runs in position lanes: without pads, so that 8x8, 16x16 and
 /// 32x32 positions fill whole registers. A tap to the left or right would meet the neighbouring row, so each

@@ -5,7 +5,9 @@
 //   weights of four input channels:  w0 w1 w2 w3, one vpbroadcastd                s8
 //   sums, 16 lanes:                  L0 | L1 | ...                                s32
 //
-// Blocks of 3 positions x 32 lanes x 4 output channels: 24 sums and 4 weights of the 32 registers.
+// Blocks of 3 positions x 32 lanes x 4 output channels: 24 sums and 4 weights of the 32 registers. While a
+// block is multiplied, the block before it is requantized, a register of bytes after every sixth of the
+// steps: what converts, adds and packs waits for other pipes than what multiplies.
 //
 //   weights:  s8 [block of 4 output channels][tap][group of 4 input channels][4][4]
 //   program:  the largest magnitude of a sum
@@ -69,7 +71,28 @@ PackedConvolution pack(const ConvolutionLayer& layer) {
   return packed;
 }
 
-/// Sums of a register block: [output channel][position][part].
+/// A step is one channel group of one tap: bytes from an output position's input address to its activations,
+/// and from the block's weights to its own.
+struct Step {
+  std::ptrdiff_t input;
+  std::ptrdiff_t weights;
+};
+
+struct QuadSteps {
+  int count = 0;
+  Step steps[kMaximumSteps];
+
+  QuadSteps(const ConvolutionCall& call, int groups) {
+    for (const Tap& tap : call.taps) {
+      std::ptrdiff_t weights = std::ptrdiff_t{tap.index} * groups * kStepBytes;
+      for (int g = 0; g < groups; ++g, weights += kStepBytes) {
+        steps[count++] = {tap.offset + g * call.input.group_stride, weights};
+      }
+    }
+  }
+};
+
+/// Sums of a register block: [position][part][output channel].
 struct Sums {
   __m512i words[kBlockChannels * kPositions * kParts];
 };
@@ -80,12 +103,14 @@ inline __m512i broadcast_quad(const std::uint8_t* weights) {
   return loaded_once(_mm512_set1_epi32(quad));
 }
 
-/// B: positions * kParts registers; register b is part b % kParts of position b / kParts.
-template <std::size_t... B>
+/// B: positions * kParts registers; register b is part b % kParts of position b / kParts. write(i), for i
+/// below `writes`, is called in between with nothing but `sums` as it was.
+template <typename Write, std::size_t... B>
 inline __attribute__((always_inline)) void accumulate_block(std::index_sequence<B...>,
                                                             const std::uint8_t* input, std::ptrdiff_t stride,
-                                                            const Steps& steps, const std::uint8_t* weights,
-                                                            Sums& sums) {
+                                                            const QuadSteps& steps,
+                                                            const std::uint8_t* weights, Sums& sums,
+                                                            int writes, const Write& write) {
   constexpr std::size_t kCount = sizeof...(B);
   const std::uint8_t* const position[kPositions] = {input, input + stride, input + 2 * stride};
   const __m512i zero = _mm512_setzero_si512();
@@ -93,15 +118,19 @@ inline __attribute__((always_inline)) void accumulate_block(std::index_sequence<
   __m512i sums1[kCount] = {((void)B, zero)...};
   __m512i sums2[kCount] = {((void)B, zero)...};
   __m512i sums3[kCount] = {((void)B, zero)...};
-  for (const Run& run : steps) {
-    const std::uint8_t* quads = weights + kStepBytes * run.weights;
-    for (const std::ptrdiff_t* step = run.first; step != run.last; ++step, quads += kStepBytes) {
+  const Step* step = steps.steps;
+  const Step* const last = step + steps.count;
+  const int stretch = steps.count / writes;
+  for (int i = 0; i < writes; ++i) {
+    write(i);
+    for (const Step* const end = i + 1 < writes ? step + stretch : last; step != end; ++step) {
+      const std::uint8_t* const quads = weights + step->weights;
       const __m512i weights0 = broadcast_quad(quads);
       const __m512i weights1 = broadcast_quad(quads + kQuad);
       const __m512i weights2 = broadcast_quad(quads + 2 * kQuad);
       const __m512i weights3 = broadcast_quad(quads + 3 * kQuad);
       const auto add = [&](std::size_t b) __attribute__((always_inline)) {
-        const __m512i a = load(position[b / kParts] + *step + kPartBytes * (b % kParts));
+        const __m512i a = load(position[b / kParts] + step->input + kPartBytes * (b % kParts));
         sums0[b] = _mm512_dpbusd_epi32(sums0[b], a, weights0);
         sums1[b] = _mm512_dpbusd_epi32(sums1[b], a, weights1);
         sums2[b] = _mm512_dpbusd_epi32(sums2[b], a, weights2);
@@ -110,19 +139,20 @@ inline __attribute__((always_inline)) void accumulate_block(std::index_sequence<
       (add(B), ...);
     }
   }
-  ((sums.words[B] = sums0[B]), ...);
-  ((sums.words[kCount + B] = sums1[B]), ...);
-  ((sums.words[2 * kCount + B] = sums2[B]), ...);
-  ((sums.words[3 * kCount + B] = sums3[B]), ...);
+  ((sums.words[kBlockChannels * B] = sums0[B]), ...);
+  ((sums.words[kBlockChannels * B + 1] = sums1[B]), ...);
+  ((sums.words[kBlockChannels * B + 2] = sums2[B]), ...);
+  ((sums.words[kBlockChannels * B + 3] = sums3[B]), ...);
 }
 
-using Accumulate = void (*)(const std::uint8_t* input, std::ptrdiff_t stride, const Steps& steps,
+using Accumulate = void (*)(const std::uint8_t* input, std::ptrdiff_t stride, const QuadSteps& steps,
                             const std::uint8_t* weights, Sums& sums);
 
 template <std::size_t Positions>
-void accumulate(const std::uint8_t* input, std::ptrdiff_t stride, const Steps& steps,
+void accumulate(const std::uint8_t* input, std::ptrdiff_t stride, const QuadSteps& steps,
                 const std::uint8_t* weights, Sums& sums) {
-  accumulate_block(std::make_index_sequence<Positions * kParts>{}, input, stride, steps, weights, sums);
+  accumulate_block(std::make_index_sequence<Positions * kParts>{}, input, stride, steps, weights, sums, 1,
+                   [](int) {});
 }
 
 constexpr Accumulate kAccumulate[kPositions] = {accumulate<1>, accumulate<2>, accumulate<3>};
@@ -134,7 +164,7 @@ struct Block {
   int first_position;
   int channel;
 
-  __m512i sum(int k, int p, int part) const { return sums->words[(k * positions + p) * kParts + part]; }
+  __m512i sum(int k, int p, int part) const { return sums->words[(p * kParts + part) * kBlockChannels + k]; }
 };
 
 enum class Residual { none, unsigned_quads, signed_quads, unsigned_planar, signed_planar };
@@ -160,21 +190,73 @@ inline __m512i residual_lanes(const ConvolutionCall& call, int position, int cha
   }
 }
 
+/// The numbers of a block's four channels.
+struct Requantization {
+  const float* scale;
+  const float* offset;
+  float ratio;
+  std::uint8_t highest;
+
+  Requantization(const OutputStage& stage, int channel)
+      : scale(stage.scale + channel),
+        offset(stage.offset + channel),
+        ratio(stage.residual_ratio),
+        highest(static_cast<std::uint8_t>(stage.range.highest)) {}
+};
+
+/// Part `part` of position `p` in bytes: four channels of 16 lanes, in 128-bit block b the lanes 4 b .. 4 b +
+/// 3 of channel 0, of 1, 2, 3.
+template <Residual residual, bool is_signed_output>
+inline __attribute__((always_inline)) __m512i requantized(const Requantization& to,
+                                                          const ConvolutionCall& call, const Block& block,
+                                                          int p, int part, int channels) {
+  const int position = block.first_position + p;
+  const int lane = part * kPartLanes;
+  __m512i quads = _mm512_setzero_si512();
+  if constexpr (residual == Residual::unsigned_quads || residual == Residual::signed_quads) {
+    quads = loaded_once(load(call.residual.at(position, block.channel / kQuad) + kQuad * lane));
+  }
+  const auto quantized = [&]<int K>(std::integral_constant<int, K>) __attribute__((always_inline)) {
+    __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(block.sum(K, p, part)), _mm512_set1_ps(to.scale[K]));
+    y = _mm512_add_ps(y, _mm512_set1_ps(to.offset[K]));
+    if constexpr (residual != Residual::none) {
+      const bool planar = residual == Residual::unsigned_planar || residual == Residual::signed_planar;
+      if (!planar || K < channels) {
+        const __m512i r = residual_lanes<residual, K>(call, position, block.channel, lane, quads);
+        y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(r), _mm512_set1_ps(to.ratio), y);
+      }
+    }
+    return _mm512_cvtps_epi32(y);  // the packs clamp
+  };
+  const __m512i words01 = _mm512_packs_epi32(quantized(std::integral_constant<int, 0>{}),
+                                             quantized(std::integral_constant<int, 1>{}));
+  const __m512i words23 = _mm512_packs_epi32(quantized(std::integral_constant<int, 2>{}),
+                                             quantized(std::integral_constant<int, 3>{}));
+  if constexpr (is_signed_output) {
+    return _mm512_packs_epi16(words01, words23);
+  } else {
+    return _mm512_min_epu8(_mm512_packus_epi16(words01, words23),
+                           _mm512_set1_epi8(static_cast<char>(to.highest)));
+  }
+}
+
+/// What requantized() gives, as quads8.
+inline __m512i to_quads(__m512i bytes) {
+  return _mm512_shuffle_epi8(bytes, _mm512_set4_epi32(0x0F0B0703, 0x0E0A0602, 0x0D090501, 0x0C080400));
+}
+
 /// Where a format's bytes go: at once (planar8, quads8), or through a tile (groups of 2 or 3 channels).
 bool is_direct(const ActivationFormat& format) {
   return format == kPlanar8 || format == kQuads8;
 }
 
-/// bytes: [part] four channels of 16 lanes, in 128-bit block b the lanes 4 b .. 4 b + 3 of channel 0, of 1,
-/// 2, 3.
+/// bytes: [part] what requantized() gives.
 inline void store_parts(const OutputView& view, const ActivationFormat& format, ByteTile& tile,
                         const Block& block, int p, int channels, const __m512i (&bytes)[kParts]) {
   const int position = block.first_position + p;
   if (format == kQuads8) {
-    const __m512i quads = _mm512_set4_epi32(0x0F0B0703, 0x0E0A0602, 0x0D090501, 0x0C080400);
     for (int part = 0; part < kParts; ++part) {
-      store(view.at(position, block.channel / kQuad) + kPartBytes * part,
-            _mm512_shuffle_epi8(bytes[part], quads));
+      store(view.at(position, block.channel / kQuad) + kPartBytes * part, to_quads(bytes[part]));
     }
     return;
   }
@@ -207,44 +289,12 @@ void output_block(const OutputStage& given_stage, const DerivedSteps& given_step
   const ConvolutionCall call = given_call;
   const Block block = given_block;
   const int channels = std::min(kBlockChannels, call.last_channel - block.channel);
-  const __m512 ratio = _mm512_set1_ps(stage.residual_ratio);
-  const __m512i highest = _mm512_set1_epi8(static_cast<char>(stage.range.highest));
-  const auto factor = [&](const float* of, int k) { return _mm512_set1_ps(of[block.channel + k]); };
-  const __m512 scale[kQuad] = {factor(stage.scale, 0), factor(stage.scale, 1), factor(stage.scale, 2),
-                               factor(stage.scale, 3)};
-  const __m512 offset[kQuad] = {factor(stage.offset, 0), factor(stage.offset, 1), factor(stage.offset, 2),
-                                factor(stage.offset, 3)};
+  const Requantization to(stage, block.channel);
   for (int p = 0; p < block.positions; ++p) {
     __m512i bytes[kParts];
 #pragma GCC unroll 2
     for (int part = 0; part < kParts; ++part) {
-      const int position = block.first_position + p;
-      const int lane = part * kPartLanes;
-      __m512i quads = _mm512_setzero_si512();
-      if constexpr (residual == Residual::unsigned_quads || residual == Residual::signed_quads) {
-        quads = loaded_once(load(call.residual.at(position, block.channel / kQuad) + kQuad * lane));
-      }
-      const auto quantized = [&]<int K>(std::integral_constant<int, K>) __attribute__((always_inline)) {
-        __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(block.sum(K, p, part)), scale[K]);
-        y = _mm512_add_ps(y, offset[K]);
-        if constexpr (residual != Residual::none) {
-          const bool planar = residual == Residual::unsigned_planar || residual == Residual::signed_planar;
-          if (!planar || K < channels) {
-            const __m512i r = residual_lanes<residual, K>(call, position, block.channel, lane, quads);
-            y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(r), ratio, y);
-          }
-        }
-        return _mm512_cvtps_epi32(y);  // the packs clamp
-      };
-      const __m512i words01 = _mm512_packs_epi32(quantized(std::integral_constant<int, 0>{}),
-                                                 quantized(std::integral_constant<int, 1>{}));
-      const __m512i words23 = _mm512_packs_epi32(quantized(std::integral_constant<int, 2>{}),
-                                                 quantized(std::integral_constant<int, 3>{}));
-      if constexpr (is_signed_output) {
-        bytes[part] = _mm512_packs_epi16(words01, words23);
-      } else {
-        bytes[part] = _mm512_min_epu8(_mm512_packus_epi16(words01, words23), highest);
-      }
+      bytes[part] = requantized<residual, is_signed_output>(to, call, block, p, part, channels);
     }
     store_parts(call.output, stage.format, tile, block, p, channels, bytes);
     if (stage.derived_bits != 0) {
@@ -271,6 +321,67 @@ Output choose_output(const OutputStage& stage, const ConvolutionCall& call, std:
                                : output_block<Residual::unsigned_planar, false>;
 }
 
+/// A block whose sums are still to be requantized.
+struct Waiting {
+  const OutputStage& stage;
+  const DerivedSteps& steps;
+  const ConvolutionCall& call;
+  Block block;
+};
+
+/// Multiplies a block, and requantizes the one before it; `sums` are first its sums, then the new ones.
+using AccumulateBehind = void (*)(const std::uint8_t* input, std::ptrdiff_t stride, const QuadSteps& steps,
+                                  const std::uint8_t* weights, Sums& sums, const Waiting& waiting);
+
+/// Output and residual are quads8, and what is derived.
+template <std::size_t Positions, Residual residual, bool is_signed_output, bool derives>
+void accumulate_behind(const std::uint8_t* input, std::ptrdiff_t stride, const QuadSteps& steps,
+                       const std::uint8_t* weights, Sums& sums, const Waiting& waiting) {
+  const ConvolutionCall call = waiting.call;
+  const Block block = waiting.block;
+  const Requantization to(waiting.stage, block.channel);
+  const auto write = [&](int i) __attribute__((always_inline)) {
+    const int p = i / kParts;
+    const int part = i % kParts;
+    const __m512i bytes = requantized<residual, is_signed_output>(to, call, block, p, part, kBlockChannels);
+    const int group = block.channel / kQuad;
+    const __m512i quads = to_quads(bytes);
+    store(call.output.at(block.first_position + p, group) + kPartBytes * part, quads);
+    if constexpr (derives) {
+      store(call.derived.at(block.first_position + p, group) + kPartBytes * part,
+            derive(quads, waiting.steps));
+    }
+  };
+  accumulate_block(std::make_index_sequence<Positions * kParts>{}, input, stride, steps, weights, sums,
+                   block.positions * kParts, write);
+}
+
+template <Residual residual, bool is_signed_output, bool derives>
+constexpr AccumulateBehind kAccumulateBehind[kPositions] = {
+    accumulate_behind<1, residual, is_signed_output, derives>,
+    accumulate_behind<2, residual, is_signed_output, derives>,
+    accumulate_behind<3, residual, is_signed_output, derives>};
+
+/// By positions - 1, of a layer for which there is an Output; nullptr: each block is requantized at once.
+const AccumulateBehind* choose_behind(const OutputStage& stage, const DerivedSteps& steps) {
+  const bool derives = stage.derived_bits != 0;
+  if (stage.format != kQuads8 || (stage.has_residual() && stage.residual_format != kQuads8)) return nullptr;
+  if (derives && (stage.derived_format != kQuads8 || !steps.usable)) return nullptr;
+  if (stage.range.lowest < 0) {
+    return derives ? nullptr : kAccumulateBehind<Residual::none, true, false>;
+  }
+  if (!stage.has_residual()) {
+    return derives ? kAccumulateBehind<Residual::none, false, true>
+                   : kAccumulateBehind<Residual::none, false, false>;
+  }
+  if (stage.residual_signed) {
+    return derives ? kAccumulateBehind<Residual::signed_quads, false, true>
+                   : kAccumulateBehind<Residual::signed_quads, false, false>;
+  }
+  return derives ? kAccumulateBehind<Residual::unsigned_quads, false, true>
+                 : kAccumulateBehind<Residual::unsigned_quads, false, false>;
+}
+
 /// Every other combination of formats, value by value.
 void output_plainly(const OutputStage& stage, const ConvolutionCall& call, const Block& block) {
   const int channels = std::min(kBlockChannels, call.last_channel - block.channel);
@@ -289,20 +400,31 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
   const int groups = groups_of(packed.shape);
   const std::ptrdiff_t block_bytes =
       std::ptrdiff_t{packed.shape.kernel} * packed.shape.kernel * groups * kStepBytes;
-  const Steps steps(call, groups, kMaximumSteps);
+  const QuadSteps steps(call, groups);
   const Output output = choose_output(stage, call, packed.program[0]);
   const DerivedSteps derived_steps(stage);
+  const AccumulateBehind* const behind = output == nullptr ? nullptr : choose_behind(stage, derived_steps);
   alignas(64) Sums sums;
   ByteTile tile;
   ByteTile derived_tile;
+  Waiting waiting{stage, derived_steps, call, {&sums, 0, 0, 0}};
   for (int first = 0, left = call.positions; left > 0;) {
     const int positions = left / ((left + kPositions - 1) / kPositions);
     for (int chunk = call.first_channel; chunk < call.last_channel; chunk += kTileChannels) {
       const int channels = std::min(kTileChannels, call.last_channel - chunk);
       for (int channel = chunk; channel < chunk + channels; channel += kBlockChannels) {
-        kAccumulate[positions - 1](call.input.at(first, 0), call.input.position_stride, steps,
-                                   packed.weights.data() + channel / kBlockChannels * block_bytes, sums);
+        const std::uint8_t* const input = call.input.at(first, 0);
+        const std::uint8_t* const weights = packed.weights.data() + channel / kBlockChannels * block_bytes;
+        if (behind != nullptr && waiting.block.positions != 0) {
+          behind[positions - 1](input, call.input.position_stride, steps, weights, sums, waiting);
+        } else {
+          kAccumulate[positions - 1](input, call.input.position_stride, steps, weights, sums);
+        }
         const Block block{&sums, positions, first, channel};
+        if (behind != nullptr) {
+          waiting.block = block;
+          continue;
+        }
         if (output != nullptr) {
           output(stage, derived_steps, call, block, tile, derived_tile);
         } else {
@@ -319,6 +441,9 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
     }
     first += positions;
     left -= positions;
+  }
+  if (behind != nullptr && waiting.block.positions != 0) {
+    output(stage, derived_steps, call, waiting.block, tile, derived_tile);
   }
 }
 

@@ -126,8 +126,8 @@ inline void store_tile(const OutputView& view, const ActivationFormat& format, i
   }
 }
 
-/// The thresholds of a derived input at 4 bits by the stream's upper and lower half bytes: x is the upper
-/// half's base, and one more for each of its cuts that the lower half exceeds.
+/// The thresholds of a derived input at 4 bits by the stream's upper half bytes: x is the upper half's base,
+/// and one more for each of its cuts that the byte exceeds.
 struct DerivedSteps {
   static constexpr int kCuts = 2;  ///< that any upper half may have
   bool usable = false;
@@ -139,12 +139,12 @@ struct DerivedSteps {
     constexpr int kHalves = 16;
     alignas(16) std::uint8_t bases[kHalves] = {};
     alignas(16) std::uint8_t limits[kCuts * kHalves];
-    std::memset(limits, kHalves - 1, sizeof limits);  // never exceeded
+    std::memset(limits, 255, sizeof limits);  // never exceeded
     int cut[kHalves] = {};
     for (int t = 0; t < 15; ++t) {
       const int half = stage.derived_thresholds[t] / kHalves;
       if (cut[half] >= kCuts) return;
-      limits[cut[half]++ * kHalves + half] = stage.derived_thresholds[t] % kHalves;
+      limits[cut[half]++ * kHalves + half] = stage.derived_thresholds[t];
       for (int above = half + 1; above < kHalves; ++above) ++bases[above];
     }
     const auto in_all_blocks = [](const std::uint8_t* table) {
@@ -167,17 +167,19 @@ inline __m512i derive(__m512i stream, const OutputStage& stage) {
   }
   return x;
 }
-inline __m512i derive(__m512i stream, const OutputStage& stage, const DerivedSteps& steps) {
-  if (!steps.usable) return derive(stream, stage);
+/// The same by usable steps.
+inline __m512i derive(__m512i stream, const DerivedSteps& steps) {
   const __m512i one = _mm512_set1_epi8(1);
   const __m512i half_byte = _mm512_set1_epi8(15);
   const __m512i upper = _mm512_and_si512(_mm512_srli_epi16(stream, 4), half_byte);
-  const __m512i lower = _mm512_and_si512(stream, half_byte);
   __m512i x = _mm512_shuffle_epi8(steps.base, upper);
   for (const __m512i& cut : steps.cuts) {
-    x = _mm512_mask_add_epi8(x, _mm512_cmpgt_epu8_mask(lower, _mm512_shuffle_epi8(cut, upper)), x, one);
+    x = _mm512_mask_add_epi8(x, _mm512_cmpgt_epu8_mask(stream, _mm512_shuffle_epi8(cut, upper)), x, one);
   }
   return x;
+}
+inline __m512i derive(__m512i stream, const OutputStage& stage, const DerivedSteps& steps) {
+  return steps.usable ? derive(stream, steps) : derive(stream, stage);
 }
 
 /// Formats and ranges that the vector paths know; everything else goes through write_plainly().

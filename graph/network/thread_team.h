@@ -1,10 +1,9 @@
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 
+#include "graph/network/turns.h"
 #include "kernels/convolution_kernel.h"
 
 namespace nibble {
@@ -15,31 +14,32 @@ namespace nibble {
 /// All threads of a team take the same turns: fill outgoing(), publish(), work on, wait(), read incoming().
 class ThreadTeam {
  public:
-  ThreadTeam(int threads, std::size_t message_bytes);
+  ThreadTeam(int threads, std::size_t message_bytes)
+      : threads_(threads),
+        message_bytes_((message_bytes + kApart - 1) / kApart * kApart),
+        turns_(threads),
+        messages_(2 * static_cast<std::size_t>(threads) * message_bytes_) {}
 
   int threads() const { return threads_; }
   /// What `thread` will publish next. Its last turn must be over: wait() has returned.
-  std::uint8_t* outgoing(int thread) { return message(thread, members_[thread].turn.load() + 1); }
-  void publish(int thread);
+  std::uint8_t* outgoing(int thread) { return message(thread, turns_.finished(thread) + 1); }
+  void publish(int thread) { turns_.finish(thread); }
   /// Until all have published what `thread` published last, of their own.
-  void wait(int thread) const;
+  void wait(int thread) const { turns_.wait(thread, threads_); }
   /// What `from` published in the last turn of `thread`; valid until `thread` publishes again.
-  const std::uint8_t* incoming(int thread, int from) { return message(from, members_[thread].turn.load()); }
+  const std::uint8_t* incoming(int thread, int from) { return message(from, turns_.finished(thread)); }
 
  private:
   static constexpr std::size_t kApart = 128;  ///< bytes; cores fetch lines in pairs
-  struct alignas(kApart) Member {
-    std::atomic<std::uint64_t> turn{0};  ///< how often this thread has published; only it writes
-  };
   /// Two messages of each thread take turns: it writes the one of turn n + 2 when all have published turn n +
   /// 1, and they do that after they have read the one of turn n.
-  std::uint8_t* message(int thread, std::uint64_t turn) {
+  std::uint8_t* message(int thread, std::uint32_t turn) {
     return messages_.data() + (2 * static_cast<std::size_t>(thread) + turn % 2) * message_bytes_;
   }
 
   int threads_;
   std::size_t message_bytes_;
-  std::unique_ptr<Member[]> members_;
+  Turns turns_;
   AlignedVector<std::uint8_t> messages_;
 };
 

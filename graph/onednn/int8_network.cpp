@@ -11,7 +11,7 @@
 
 #include "graph/network/error.h"
 #include "graph/network/factors.h"
-#include "graph/network/spin_barrier.h"
+#include "graph/onednn/image_team.h"
 #include "graph/onednn/own_convolution.h"
 #include "graph/onednn/primitives.h"
 #include "kernels/features.h"
@@ -45,8 +45,6 @@ using Tag = memory::format_tag;
 using Clock = std::chrono::steady_clock;
 
 constexpr int kGroup = 16;
-constexpr int kLeastRows = 2;        // of a thread that works on part of an image
-constexpr int kMostRowThreads = 16;  // of a map of 32 rows
 constexpr int kScalesArgument = DNNL_ARG_ATTR_SCALES | DNNL_ARG_WEIGHTS;
 
 std::size_t index(int value) {
@@ -89,34 +87,6 @@ struct Layer {
   AlignedBuffer<float> scale, offset;
 
   std::unique_ptr<OwnConvolution> own;  // instead of the variants where oneDNN would saturate
-};
-
-/// The threads of one image. None passes a step before all have finished it.
-class Team {
- public:
-  explicit Team(SpinBarrier& barrier) : barrier_(barrier) { barrier_.reset(); }
-
-  template <typename Body>
-  void step(const Body& body) {
-    // No exception may leave a parallel region; after one, threads only pass the barriers.
-    if (!failed_.load(std::memory_order_relaxed)) {
-      try {
-        body();
-      } catch (...) {
-        if (!failed_.exchange(true)) failure_ = std::current_exception();
-      }
-    }
-    barrier_.wait(omp_get_thread_num(), omp_get_num_threads());
-  }
-
-  void rethrow() const {
-    if (failed_) std::rethrow_exception(failure_);
-  }
-
- private:
-  SpinBarrier& barrier_;
-  std::atomic<bool> failed_{false};
-  std::exception_ptr failure_;
 };
 
 /// Consecutive blocks whose outputs have one resolution.
@@ -231,11 +201,11 @@ struct Int8Network::Implementation {
   Variant make_variant(Layer& layer, const OnednnConvolution& geometry, int threads);
   const std::byte* weight_in(Layer& layer, const memory::desc& layout);
   RowsVariant make_rows(Layer& layer, int first, int end);
-  void divide_rows();
+  void divide_image();
 
   void run_group(int thread, const std::uint8_t* pixels, int count, float* logits);
   void run_image(const std::uint8_t* pixels, float* logits);
-  void run_rows(Team& team, int thread, const std::uint8_t* pixels, float* logits);
+  void run_rows(ImageTeam& team, int thread, const std::uint8_t* pixels, float* logits);
   void run_block_rows(std::size_t number, const BlockRows& part, int thread, const std::uint8_t* x,
                       std::uint8_t* to);
   void add_border(int thread, const std::uint8_t* pixels, int images);
@@ -262,7 +232,7 @@ struct Int8Network::Implementation {
   // Of a batch of one, by thread; empty where it has one thread.
   std::vector<RowsVariant> first_rows_;
   std::vector<std::vector<BlockRows>> block_rows_;
-  SpinBarrier barrier_{kMostRowThreads};
+  Turns turns_{kMostImageThreads};
 };
 
 Int8Network::Implementation::Implementation(const QuantizedNetwork& quantized, int max_batch,
@@ -293,7 +263,7 @@ Int8Network::Implementation::Implementation(const QuantizedNetwork& quantized, i
   steps.push_back({"pool and linear", 0, static_cast<double>(network.feature_channels * network.classes)});
   steps.push_back({"padded shortcuts", 0, 0});
   steps.push_back({"waits", 0, 0});
-  if (threads_ > 1 && !own_kernels) divide_rows();
+  if (threads_ > 1 && !own_kernels) divide_image();
 
   for (std::size_t number = 0; number < network.blocks.size(); ++number) {
     const Convolution& shape = network.convolutions[index(network.blocks[number].conv2)];
@@ -421,21 +391,15 @@ RowsVariant Int8Network::Implementation::make_rows(Layer& layer, int first, int 
 }
 
 /// Makes the primitives of a batch of one.
-void Int8Network::Implementation::divide_rows() {
-  /// make(first row, row behind the last) for each thread's part of a layer's output.
-  const auto for_parts = [&](const Convolution& shape, const auto& make) {
-    const int rows = shape.output_height();
-    const int parts = std::clamp(rows / kLeastRows, 1, std::min(threads_, kMostRowThreads));
-    for (int part = 0; part < parts; ++part) make(part * rows / parts, (part + 1) * rows / parts);
-  };
-  for_parts(layers_[0].shape,
-            [&](int first, int end) { first_rows_.push_back(make_rows(layers_[0], first, end)); });
-  image_threads = static_cast<int>(first_rows_.size());
+void Int8Network::Implementation::divide_image() {
+  image_threads = divide_rows(layers_[0].shape.output_height(), threads_, [&](int first, int end) {
+    first_rows_.push_back(make_rows(layers_[0], first, end));
+  });
   for (const Block& block : quantized_.network.blocks) {
     std::vector<BlockRows>& parts = block_rows_.emplace_back();
     Layer& conv1 = layers_[index(block.conv1)];
     Layer& conv2 = layers_[index(block.conv2)];
-    for_parts(conv2.shape, [&](int first, int end) {
+    divide_rows(conv2.shape.output_height(), threads_, [&](int first, int end) {
       BlockRows part;
       part.conv2 = make_rows(conv2, first, end);
       const std::size_t row = index(conv2.shape.input_width * conv2.shape.input_channels);
@@ -593,22 +557,17 @@ void Int8Network::Implementation::run_group(int thread, const std::uint8_t* pixe
 }
 
 void Int8Network::Implementation::run_image(const std::uint8_t* pixels, float* logits) {
-  Team team(barrier_);
+  ImageTeam team(turns_);
 #pragma omp parallel num_threads(image_threads)
   run_rows(team, omp_get_thread_num(), pixels, logits);
   team.rethrow();
 }
 
 /// One thread's part of an image. The maps are the first worker's, but for those inside of blocks.
-void Int8Network::Implementation::run_rows(Team& team, int thread, const std::uint8_t* pixels,
+void Int8Network::Implementation::run_rows(ImageTeam& team, int thread, const std::uint8_t* pixels,
                                            float* logits) {
-  /// work(part) for a thread's parts: the team may be smaller than asked for.
   const auto for_parts = [&](const auto& parts, const auto& work) {
-    team.step([&] {
-      for (std::size_t part = index(thread); part < parts.size(); part += index(omp_get_num_threads())) {
-        work(parts[part]);
-      }
-    });
+    team.step(parts, work);
     mark(thread, steps.size() - 1);
   };
   std::uint8_t* x = workers_[0].x.data();
