@@ -135,7 +135,7 @@ class QuantizedTrainer final : public TiledTraining<T> {
 template <typename T>
 QuantizedTrainer<T>::QuantizedTrainer(const NetworkDescription& network, const LearnedScales& form,
                                       int batch_size)
-    : TiledTraining<T>(network, batch_size),
+    : TiledTraining<T>(network, batch_size, true),
       form_(form),
       quantizers_(quantization_loops<T>()),
       activation_limit_(static_cast<float>(activation_limit(form.activation_bits))) {

@@ -11,12 +11,12 @@
 namespace nibble {
 
 template <typename T>
-TiledTraining<T>::TiledTraining(const NetworkDescription& network, int batch_size)
+TiledTraining<T>::TiledTraining(const NetworkDescription& network, int batch_size, bool exact)
     : network_(network),
       loops_(elementwise_loops<T>()),
       workers_(index(omp_get_max_threads())),
       threads_(omp_get_max_threads()) {
-  for (const Convolution& convolution : network_.convolutions) layers_.emplace_back(convolution);
+  for (const Convolution& convolution : network_.convolutions) layers_.emplace_back(convolution, exact);
   // Convolutions that read or write the same map in one stage use one tile.
   for (const Block& block : network_.blocks) {
     if (block.projection >= 0) layer(block.projection).tile = layer(block.conv1).tile;

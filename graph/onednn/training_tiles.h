@@ -37,9 +37,9 @@
 // against 70..83 in nChw8c, data gradient and weight gradient equal within noise except stride 2, 0.4 ms of a
 // step better in nChw8c, less than the reorders that it would need). No activation is ever reordered; our
 // weight gradient in BF16 interleaves a few rows of two images while they are in the cache. Weights are
-// reordered, from the master copy once a step into what oneDNN's forward and its data gradient want; so are
-// gradients back, where oneDNN computes them. For `resnet_344` these are 50 reorders a step (25 + 24, and the
-// first convolution's gradient), 0.3 % of a step of 64 images.
+// reordered, from the master copy once a step into what the forward pass and the data gradient want
+// (winograd.h has both where it is quicker); so are gradients back. For `resnet_344` these are 50 reorders a
+// step (25 + 24, and the first convolution's gradient), 0.3 % of a step of 64 images.
 
 namespace nibble {
 
@@ -74,7 +74,8 @@ struct TrainingImplementation {
 template <typename T>
 class TiledTraining : public TrainingImplementation {
  public:
-  TiledTraining(const NetworkDescription& network, int batch_size);
+  /// `exact`: convolutions of small integers come out exact.
+  TiledTraining(const NetworkDescription& network, int batch_size, bool exact = false);
 
   std::span<const float> forward(const std::uint8_t* pixels, int count) final;
   void backward(std::span<const float> logit_gradients) final;
