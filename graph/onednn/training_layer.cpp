@@ -84,8 +84,19 @@ double Normalization::take_gradient(std::size_t channel, double sum, double prod
 }
 
 template <typename T>
-TrainingLayer<T>::TrainingLayer(const Convolution& convolution)
-    : shape(convolution), tile(tile_images<T>(convolution)), normalization(convolution.output_channels) {}
+TrainingLayer<T>::TrainingLayer(const Convolution& convolution, bool exact)
+    : shape(convolution),
+      tile(tile_images<T>(convolution)),
+      normalization(convolution.output_channels),
+      exact_(exact) {}
+
+template <typename T>
+bool TrainingLayer<T>::has_winograd() const {
+  const auto fits = [](int channels) { return channels == 16 || channels == 32 || channels == 64; };
+  return std::is_same_v<T, float> && !exact_ && onednn_has(dnnl::cpu_isa::avx512_core_bf16) &&
+         shape.kernel == 3 && shape.padding == 1 && shape.stride == 1 && fits(shape.input_channels) &&
+         fits(shape.output_channels) && shape.input_height % 2 == 0 && shape.input_width % 2 == 0;
+}
 
 template <typename T>
 std::size_t TrainingLayer<T>::output_pixels() const {
@@ -132,6 +143,16 @@ void TrainingLayer<T>::make_primitives(std::vector<TrainingWorker<T>>& workers) 
         cpu, prop_kind::forward_training, algorithm::convolution_direct, geometry.source, geometry.weight,
         geometry.destination, geometry.strides, geometry.padding_before, geometry.padding_after, attributes);
   });
+  if (has_winograd()) {
+    const auto prepare = [&](std::optional<WinogradShape>& winograd, AlignedBuffer<float>& values, int inputs,
+                             int outputs) {
+      winograd = WinogradShape{inputs, outputs, shape.input_height, shape.input_width};
+      values.reset(winograd->weight_count());
+      need_scratchpad(winograd->scratch_count() * sizeof(float));
+    };
+    prepare(winograd_, winograd_weight_, shape.input_channels, shape.output_channels);
+    prepare(winograd_gradient_, winograd_gradient_weight_, shape.output_channels, shape.input_channels);
+  }
   forward_ = make(forward, convolution_forward(forward),
                   {{DNNL_ARG_SRC, geometry.source},
                    {DNNL_ARG_WEIGHTS, forward.weights_desc()},
@@ -176,6 +197,11 @@ void TrainingLayer<T>::make_primitives(std::vector<TrainingWorker<T>>& workers) 
 
 template <typename T>
 void TrainingLayer<T>::set_weight(int thread, const TrainingWorker<T>& worker, const float* master) {
+  if (winograd_) {
+    winograd_weight(*winograd_, master, winograd_weight_.data());
+    winograd_gradient_weight(*winograd_gradient_, master, winograd_gradient_weight_.data());
+    return;
+  }
   to_forward_.run(thread, worker.stream, {master, forward_weight_.data(), worker.scratchpad.data()});
   if (!to_data_gradient_) return;
   to_data_gradient_.run(thread, worker.stream,
@@ -184,11 +210,25 @@ void TrainingLayer<T>::set_weight(int thread, const TrainingWorker<T>& worker, c
 
 template <typename T>
 void TrainingLayer<T>::forward(int thread, const TrainingWorker<T>& worker, const T* x, T* output) const {
+  if constexpr (std::is_same_v<T, float>) {
+    if (winograd_) {
+      winograd_avx512(*winograd_, x, winograd_weight_.data(), tile,
+                      reinterpret_cast<float*>(worker.scratchpad.data()), output);
+      return;
+    }
+  }
   forward_.run(thread, worker.stream, {x, forward_weight_.data(), output, worker.scratchpad.data()});
 }
 
 template <typename T>
 void TrainingLayer<T>::data_gradient(int thread, const TrainingWorker<T>& worker, const T* dy, T* dx) const {
+  if constexpr (std::is_same_v<T, float>) {
+    if (winograd_gradient_) {
+      winograd_avx512(*winograd_gradient_, dy, winograd_gradient_weight_.data(), tile,
+                      reinterpret_cast<float*>(worker.scratchpad.data()), dx);
+      return;
+    }
+  }
   data_gradient_.run(thread, worker.stream, {dy, data_gradient_weight_.data(), dx, worker.scratchpad.data()});
 }
 

@@ -11,6 +11,7 @@
 #include "graph/onednn/elementwise.h"
 #include "graph/onednn/primitives.h"
 #include "graph/onednn/weight_gradient.h"
+#include "graph/onednn/winograd.h"
 
 namespace nibble {
 
@@ -58,7 +59,8 @@ struct TrainingWorker {
 template <typename T>
 class TrainingLayer {
  public:
-  explicit TrainingLayer(const Convolution& convolution);
+  /// `exact`: products and sums of small integers come out exact.
+  explicit TrainingLayer(const Convolution& convolution, bool exact = true);
 
   /// Makes the primitives; `tile` is final now. Enlarges the workers' scratchpads to what they need.
   void make_primitives(std::vector<TrainingWorker<T>>& workers);
@@ -86,9 +88,15 @@ class TrainingLayer {
   AlignedBuffer<float> gradient;  ///< the sum of all tiles' weight gradients
 
  private:
+  /// Whether winograd.h takes oneDNN's place in the forward pass and the data gradient.
+  bool has_winograd() const;
+
+  bool exact_;
   SharedPrimitive forward_, data_gradient_, weight_gradient_;
   SharedPrimitive to_forward_, to_data_gradient_, from_gradient_;  // reorders
   AlignedBuffer<std::byte> forward_weight_, data_gradient_weight_;
+  std::optional<WinogradShape> winograd_, winograd_gradient_;
+  AlignedBuffer<float> winograd_weight_, winograd_gradient_weight_;
   std::optional<WeightGradientShape> own_gradient_;  // where weight_gradient.h takes oneDNN's place
 };
 

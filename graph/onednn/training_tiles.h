@@ -1,25 +1,23 @@
 #pragma once
 
-#include <omp.h>
-
-#include <algorithm>
 #include <array>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <exception>
+#include <memory>
 #include <span>
 #include <string>
-#include <utility>
 #include <vector>
 
+#include "graph/network/description.h"
 #include "graph/network/error.h"
+#include "graph/network/float_parameters.h"
 #include "graph/onednn/elementwise.h"
 #include "graph/onednn/float_training.h"
 #include "graph/onednn/primitives.h"
 #include "graph/onednn/training_layer.h"
 
-//
 // The batch is cut into tiles of a few images. On a tile a thread does all the work that lies between two
 // batch statistics (one "stage") while the tile is in the core's own cache. Each thread begins with its own
 // share of the images, the same in every stage, for what it wrote may still be near (up to 6 % of a step of
@@ -37,10 +35,11 @@
 //
 // Layout: nhwc for activations in all three passes (measured on Zen 3, two threads: forward 80..105 GMAC/s
 // against 70..83 in nChw8c, data gradient and weight gradient equal within noise except stride 2, 0.4 ms of a
-// step better in nChw8c, less than the reorders that it would need). No activation is ever reordered. Weights
-// are, from the master copy once a step into what oneDNN's forward and its data gradient want; so are
-// gradients back, where oneDNN computes them. For `resnet_344` these are 50 reorders a step (25 + 24, and the
-// first convolution's gradient), 0.3 % of a step of 64 images.
+// step better in nChw8c, less than the reorders that it would need). No activation is ever reordered; our
+// weight gradient in BF16 interleaves a few rows of two images while they are in the cache. Weights are
+// reordered, from the master copy once a step into what the forward pass and the data gradient want
+// (winograd.h has both where it is quicker); so are gradients back. For `resnet_344` these are 50 reorders a
+// step (25 + 24, and the first convolution's gradient), 0.3 % of a step of 64 images.
 
 namespace nibble {
 
@@ -70,50 +69,72 @@ struct TrainingImplementation {
   std::vector<ParameterGroup> groups;
 };
 
-/// What every training has: the layers, their maps and gradients, and the tiles that the threads work on.
-/// What lies between the convolutions is the derived class's.
+/// A step: the layers, their maps and gradients, and the way through them. What lies between the convolutions
+/// is the derived class's.
 template <typename T>
 class TiledTraining : public TrainingImplementation {
  public:
-  TiledTraining(const NetworkDescription& network, int batch_size);
+  /// `exact`: convolutions of small integers come out exact.
+  TiledTraining(const NetworkDescription& network, int batch_size, bool exact = false);
 
-  void set_parameters(const FloatParameters& parameters) override;
-  FloatParameters parameters() const override;
+  std::span<const float> forward(const std::uint8_t* pixels, int count) final;
+  void backward(std::span<const float> logit_gradients) final;
+  void set_parameters(const FloatParameters& parameters) final;
+  FloatParameters parameters() const final;
 
  protected:
   struct Tile {
+    int thread;
     int index;
     std::size_t first;  // image
     std::size_t valid;  // images of the batch in it
   };
 
-  void lay_out_parameters();
+  // What a derived class defines. A worker's a, b and c are its own until the function that is called
+  // returns, except where an argument lies in them.
 
-  /// Calls task(thread, tile) for every tile of `images` images, from within a parallel region; a barrier.
-  template <typename Task>
-  void for_tiles(int images, const Task& task);
-  /// Runs `body` on all threads, each once; passes on the first exception.
-  template <typename Body>
-  void parallel(const Body& body);
-  template <typename Body>
-  void guarded(const Body& body);
+  /// Before a step, on one thread: centers of the normalizations, linear_.
+  virtual void begin() = 0;
+  /// Takes over the layer's weight.
+  virtual void set_weight(int number) = 0;
+  /// x of the first convolution.
+  virtual void take_pixels(const std::uint8_t* pixels, std::size_t count, T* x) const = 0;
+  /// maps_[map], from the convolutions before it.
+  virtual void make_map(std::size_t map, const Tile& tile) = 0;
+  /// x of the convolutions that read maps_[map]; images behind the batch's last one need not be zero.
+  virtual T* block_input(std::size_t map, const Tile& tile) = 0;
+  /// x of a block's second convolution from the first one's y.
+  virtual void make_middle(const TrainingLayer<T>& first, const Tile& tile, T* z) const = 0;
 
-  void convolve(TrainingLayer<T>& layer, int thread, const T* x, const Tile& tile, int slot);
-  void clear_tail(const Tile& tile, int images, std::size_t image_values, T* values) const;
-  void finish_statistics(TrainingLayer<T>& layer, int slot);
-  /// Layer i's gradients in the checkpoint's layout, into gradients.
-  void store_gradient(int i);
+  /// In place, g of the first convolution from d loss / d (what make_middle made), and its sums.
+  virtual void middle_gradient(const TrainingLayer<T>& first, const Tile& tile, T* g) = 0;
+  /// g of the last map from `d` into map_gradient_[current_gradient_], and its sums.
+  virtual void last_gradient(const Tile& tile, const T* d) = 0;
+  /// g of maps_[block] from its convolutions' gradients, `d` and the projection's `projected` or null, and
+  /// the shortcut's, into map_gradient_[1 - current_gradient_], and its sums. `d` may be overwritten.
+  virtual void block_gradient(std::size_t block, const Tile& tile, T* d, const T* projected) = 0;
+  /// g of what a block's projection gave.
+  virtual const T* projection_gradient() const { return map_gradient_[current_gradient_].data(); }
+  /// From the sums of maps_[map]'s g: the gradients of the normalizations before it.
+  virtual void finish_map(std::size_t map) = 0;
+  /// What else becomes of sums and gradients, once those of the float network are made.
+  virtual void finish_middle(std::size_t /*block*/) {}
+  virtual void finish_linear() {}
+  virtual void finish_weight(int /*number*/) {}
+
+  // What it may use.
+
+  /// The values that shortcut A adds to maps_[map], one tile, in worker.c.
+  const T* padded_shortcut(std::size_t map, const Tile& tile);
+  /// The gradient of maps_[block] through shortcut A, one tile, in worker.c.
+  const T* padded_gradient(std::size_t block, const Tile& tile);
   /// The sum of g lies in `sum_slot`, the sum of g * (y - mean) in `slot`.
   void finish_gradient(TrainingLayer<T>& layer, int sum_slot, int slot, int stage_tile);
-  void pool_and_linear(std::size_t image);
-  void pool_gradient(std::size_t image, const float* logit_gradients, T* d) const;
-  void linear_gradient(const float* logit_gradients);
-  void weight_gradient(TrainingLayer<T>& layer, int thread, const T* x, const T* dy, int slot,
-                       const Tile& tile);
-  void add_gradients(TrainingLayer<T>& layer, int slot);
 
   int tiles_of(int images) const { return (count_ + images - 1) / images; }
-  double* sums(int slot, int tile) { return sums_[index(slot)].data() + index(tile) * kSumStride; }
+  double* sums(int slot, const Tile& tile) { return sums_of(slot, tile.index); }
+  double* sums_of(int slot, int tile) { return sums_[index(slot)].data() + index(tile) * kSumStride; }
+  TrainingWorker<T>& worker(const Tile& tile) { return workers_[index(tile.thread)]; }
   TrainingLayer<T>& layer(int number) { return layers_[index(number)]; }
   /// The convolutions that read map `block`, which is made from block - 1's outputs or the first
   /// convolution's.
@@ -133,349 +154,69 @@ class TiledTraining : public TrainingImplementation {
   static constexpr std::size_t kSumStride = 4 * kChannels;
 
   NetworkDescription network_;
-  int threads_;
   const ElementwiseLoops<T>& loops_;
   std::vector<TrainingLayer<T>> layers_;
   std::vector<Map<T>> maps_;  // maps_[k] enters block k; the last one is pooled
-  AlignedBuffer<T> input_;    // what the first convolution reads
   std::vector<TrainingWorker<T>> workers_;
-
   std::array<AlignedBuffer<T>, 2> map_gradient_;  // g of a block's output, of its input
-  AlignedBuffer<T> inner_gradient_;               // g between a block's convolutions
   std::size_t current_gradient_ = 0;
+  const float* linear_ = nullptr;  // the linear layer's weights in forward and backward
+  float feature_unit_ = 1;         // what 1 in the last map stands for
+  std::size_t linear_weight_ = 0;  // offsets
+  std::size_t linear_bias_ = 0;
+
+ private:
+  void lay_out_parameters();
+
+  /// Calls task(tile) for every tile of `images` images, from within a parallel region; a barrier.
+  template <typename Task>
+  void for_tiles(int images, const Task& task);
+  /// Calls task(number) for every layer, the same way.
+  template <typename Task>
+  void for_layers(const Task& task);
+  /// Runs `body` on all threads, each once; passes on the first exception.
+  template <typename Body>
+  void parallel(const Body& body);
+  template <typename Body>
+  void guarded(const Body& body);
+
+  void convolve(TrainingLayer<T>& layer, const T* x, const Tile& tile, int slot);
+  void clear_tail(const Tile& tile, int images, std::size_t image_values, T* values) const;
+  const T* input_of(std::size_t block, const Tile& tile);
+  void middle_of(const Block& block, const Tile& tile, T* z);
+  void finish_statistics(TrainingLayer<T>& layer, int slot);
+  void pool_and_linear(std::size_t image);
+  void pool_gradient(std::size_t image, const float* logit_gradients, T* d) const;
+  void linear_gradient(const float* logit_gradients);
+  void weight_gradient(TrainingLayer<T>& layer, const T* x, const T* g, int slot, const Tile& tile);
+  void add_gradients(TrainingLayer<T>& layer, int slot);
+  void backward_second(const Block& block, const Tile& tile);
+  void backward_first(std::size_t number, const Tile& tile);
+
+  int threads_;
+  AlignedBuffer<T> input_;                   // what the first convolution reads
+  AlignedBuffer<T> inner_gradient_;          // g between a block's convolutions
   std::array<std::vector<double>, 2> sums_;  // [tile][kSumStride]: the main path's and the projection's
   std::array<AlignedBuffer<float>, 2> weight_partials_;
   int count_ = 0;
-
   AlignedBuffer<float> features_;  // [image][feature channel], averaged
   std::vector<float> logits_;
-  const float* linear_ = nullptr;  // the linear layer's weights in forward and backward
-  float feature_unit_ = 1;         // what 1 in the last map stands for
-  std::size_t linear_weight_ = 0;
-  std::size_t linear_bias_ = 0;
 
   std::atomic<bool> failed_{false};
   std::exception_ptr failure_;
 };
 
-template <typename T>
-TiledTraining<T>::TiledTraining(const NetworkDescription& network, int batch_size)
-    : network_(network),
-      threads_(omp_get_max_threads()),
-      loops_(elementwise_loops<T>()),
-      workers_(index(threads_)) {
-  for (const Convolution& convolution : network_.convolutions) layers_.emplace_back(convolution);
-  // Convolutions that read or write the same map in one stage use one tile.
-  for (const Block& block : network_.blocks) {
-    if (block.projection >= 0) layer(block.projection).tile = layer(block.conv1).tile;
-  }
-  lay_out_parameters();
+extern template class TiledTraining<float>;
+extern template class TiledTraining<Bfloat16>;
 
-  int largest_tile = 1;
-  std::size_t largest_map = 0;
-  std::size_t largest_tile_values = 0;
-  for (const TrainingLayer<T>& each : layers_) {
-    largest_tile = std::max(largest_tile, each.tile);
-    largest_map = std::max({largest_map, each.output_image()});
-    largest_tile_values =
-        std::max({largest_tile_values, index(each.tile) * std::max(each.output_image(), each.input_image())});
-  }
-  const std::size_t images = index((batch_size + largest_tile - 1) / largest_tile * largest_tile);
-
-  SingleThreadedCreation single;
-  std::size_t partials = 0;
-  for (TrainingLayer<T>& each : layers_) {
-    each.make_primitives(workers_);
-    each.y.reset(images * each.output_image());
-    partials = std::max(partials, each.gradient_count * (images / index(each.tile)));
-  }
-  const Convolution& stem = network_.convolutions[0];
-  input_.reset(images * layers_[0].input_image());
-  maps_.push_back(
-      {AlignedBuffer<T>(images * layers_[0].output_image()), stem.output_channels, stem.output_height()});
-  for (const Block& block : network_.blocks) {
-    const TrainingLayer<T>& last = layer(block.conv2);
-    maps_.push_back({AlignedBuffer<T>(images * last.output_image()), last.shape.output_channels,
-                     last.shape.output_height()});
-  }
-  for (auto& gradient : map_gradient_) gradient.reset(images * largest_map);
-  inner_gradient_.reset(images * largest_map);
-  for (auto& values : sums_) values.resize(images * kSumStride);
-  for (auto& values : weight_partials_) values.reset(partials);
-  for (TrainingWorker<T>& worker : workers_) {
-    worker.a.reset(largest_tile_values);
-    worker.b.reset(largest_tile_values);
-    worker.c.reset(largest_tile_values);
-  }
-  features_.reset(images * index(network_.feature_channels));
-  logits_.resize(index(batch_size * network_.classes));
-}
-
-template <typename T>
-void TiledTraining<T>::lay_out_parameters() {
-  std::size_t offset = 0;
-  const auto add = [&](const std::string& name, ParameterKind kind, std::size_t count) {
-    groups.push_back({name, kind, offset, count});
-    offset += count;
-    return offset - count;
-  };
-  for (TrainingLayer<T>& each : layers_) {
-    const std::string& name = each.shape.name;
-    const std::size_t channels = index(each.shape.output_channels);
-    each.weight = add(name + ".weight", ParameterKind::convolution_weight,
-                      static_cast<std::size_t>(each.shape.weight_count()));
-    each.normalization.gamma = add(name + ".gamma", ParameterKind::batch_norm_scale, channels);
-    each.normalization.beta = add(name + ".beta", ParameterKind::batch_norm_shift, channels);
-  }
-  linear_weight_ =
-      add("linear.weight", ParameterKind::linear_weight, index(network_.classes * network_.feature_channels));
-  linear_bias_ = add("linear.bias", ParameterKind::linear_bias, index(network_.classes));
-  trainable.reset(offset);
-  gradients.reset(offset);
-}
-
-template <typename T>
-void TiledTraining<T>::set_parameters(const FloatParameters& parameters) {
-  const auto copy = [&](const std::vector<float>& from, std::size_t to) {
-    std::copy(from.begin(), from.end(), trainable.data() + to);
-  };
-  for (std::size_t i = 0; i < layers_.size(); ++i) {
-    const FloatConvolution& source = parameters.convolutions[i];
-    TrainingLayer<T>& each = layers_[i];
-    copy(source.weight, each.weight);
-    copy(source.gamma, each.normalization.gamma);
-    copy(source.beta, each.normalization.beta);
-    each.normalization.running_mean = source.running_mean;
-    each.normalization.running_variance = source.running_variance;
-  }
-  copy(parameters.linear_weight, linear_weight_);
-  copy(parameters.linear_bias, linear_bias_);
-}
-
-template <typename T>
-FloatParameters TiledTraining<T>::parameters() const {
-  FloatParameters result = make_parameters(network_);
-  const auto copy = [&](std::size_t from, std::vector<float>& to) {
-    std::copy_n(trainable.data() + from, to.size(), to.begin());
-  };
-  for (std::size_t i = 0; i < layers_.size(); ++i) {
-    const TrainingLayer<T>& each = layers_[i];
-    FloatConvolution& target = result.convolutions[i];
-    copy(each.weight, target.weight);
-    copy(each.normalization.gamma, target.gamma);
-    copy(each.normalization.beta, target.beta);
-    target.running_mean = each.normalization.running_mean;
-    target.running_variance = each.normalization.running_variance;
-  }
-  copy(linear_weight_, result.linear_weight);
-  copy(linear_bias_, result.linear_bias);
-  return result;
-}
-
-template <typename T>
-template <typename Body>
-void TiledTraining<T>::guarded(const Body& body) {
-  // No exception may leave a parallel region; after one the other threads only pass the barriers.
-  if (failed_.load(std::memory_order_relaxed)) return;
+/// A derived class's make_unique<Training>(arguments), with an error in our words.
+template <typename Training, typename... Arguments>
+std::unique_ptr<TrainingImplementation> make_training(const Arguments&... arguments) {
   try {
-    body();
-  } catch (...) {
-    if (!failed_.exchange(true)) failure_ = std::current_exception();
-  }
-}
-
-template <typename T>
-template <typename Body>
-void TiledTraining<T>::parallel(const Body& body) {
-  failed_ = false;
-  for (TrainingWorker<T>& worker : workers_) {
-    worker.queue = 0;
-    for (std::atomic<int>& taken : worker.taken) taken.store(0, std::memory_order_relaxed);
-  }
-#pragma omp parallel num_threads(threads_)
-  body(omp_get_thread_num());
-  if (!failed_) return;
-  try {
-    std::rethrow_exception(failure_);
+    return std::make_unique<Training>(arguments...);
   } catch (const dnnl::error& error) {
-    throw RunError(std::string("oneDNN failed in a training step: ") + error.what());
+    throw RunError(std::string("oneDNN cannot train this network on this CPU: ") + error.what());
   }
-}
-
-template <typename T>
-template <typename Task>
-void TiledTraining<T>::for_tiles(int images, const Task& task) {
-  const int tiles = tiles_of(images);
-  const int team = omp_get_num_threads();
-  const int thread = omp_get_thread_num();
-  TrainingWorker<T>& worker = workers_[index(thread)];
-  const std::size_t queue = worker.queue;
-  for (int turn = 0; turn < team; ++turn) {
-    const int owner = (thread + turn) % team;
-    const int end = (owner + 1) * tiles / team;
-    std::atomic<int>& taken = workers_[index(owner)].taken[queue];
-    for (int tile; (tile = owner * tiles / team + taken.fetch_add(1, std::memory_order_relaxed)) < end;) {
-      const int first = tile * images;
-      guarded([&] { task(thread, Tile{tile, index(first), index(std::min(images, count_ - first))}); });
-    }
-  }
-  // The other queue is that of the stage before, which all have left, and of the next one.
-  worker.queue = 1 - queue;
-  worker.taken[worker.queue].store(0, std::memory_order_relaxed);
-#pragma omp barrier
-}
-
-/// Images of the tile behind the batch's last one must be zero where convolutions read them.
-template <typename T>
-void TiledTraining<T>::clear_tail(const Tile& tile, int images, std::size_t image_values, T* values) const {
-  const std::size_t empty = index(images) - tile.valid;
-  if (empty == 0) return;
-  std::memset(static_cast<void*>(values + tile.valid * image_values), 0, empty * image_values * sizeof(T));
-}
-
-/// y of the layer, and its sums into the tile's place in `slot`.
-template <typename T>
-void TiledTraining<T>::convolve(TrainingLayer<T>& layer, int thread, const T* x, const Tile& tile, int slot) {
-  T* y = layer.y.data() + tile.first * layer.output_image();
-  layer.forward(thread, workers_[index(thread)], x, y);
-  double* sum = sums(slot, tile.index);
-  std::fill_n(sum, kSumStride, 0.0);
-  loops_.statistics(y, tile.valid * layer.output_pixels(), layer.shape.output_channels,
-                    layer.normalization.center.data(), sum, sum + kChannels);
-}
-
-template <typename T>
-void TiledTraining<T>::finish_statistics(TrainingLayer<T>& layer, int slot) {
-  Normalization& normalization = layer.normalization;
-  const int tiles = tiles_of(layer.tile);
-  const double pixels = static_cast<double>(index(count_) * layer.output_pixels());
-  for (std::size_t i = 0; i < index(normalization.channels); ++i) {
-    double sum = 0;
-    double square = 0;
-    for (int tile = 0; tile < tiles; ++tile) {
-      sum += sums(slot, tile)[i];
-      square += sums(slot, tile)[kChannels + i];
-    }
-    normalization.take_statistics(i, sum, square, pixels, trainable.data()[normalization.gamma + i],
-                                  trainable.data()[normalization.beta + i]);
-  }
-}
-
-template <typename T>
-void TiledTraining<T>::pool_and_linear(std::size_t image) {
-  const Map<T>& map = maps_.back();
-  const std::size_t channels = index(map.channels);
-  const T* x = map.x.data() + image * map.image();
-  float* feature = features_.data() + image * channels;
-  std::fill_n(feature, channels, 0.0F);
-  for (std::size_t pixel = 0; pixel < map.pixels(); ++pixel) {
-    for (std::size_t i = 0; i < channels; ++i) feature[i] += to_float(x[pixel * channels + i]);
-  }
-  for (std::size_t i = 0; i < channels; ++i) feature[i] /= static_cast<float>(map.pixels()) / feature_unit_;
-  const float* weight = linear_;
-  const float* bias = trainable.data() + linear_bias_;
-  const std::size_t classes = index(network_.classes);
-  for (std::size_t k = 0; k < classes; ++k) {
-    float sum = bias[k];
-    for (std::size_t i = 0; i < channels; ++i) sum += weight[k * channels + i] * feature[i];
-    logits_[image * classes + k] = sum;
-  }
-}
-
-/// d loss / d x of the last map, for one image.
-template <typename T>
-void TiledTraining<T>::pool_gradient(std::size_t image, const float* logit_gradients, T* d) const {
-  const Map<T>& map = maps_.back();
-  const std::size_t channels = index(map.channels);
-  const std::size_t classes = index(network_.classes);
-  const float* weight = linear_;
-  std::array<float, kChannels> feature{};
-  for (std::size_t k = 0; k < classes; ++k) {
-    const float gradient =
-        logit_gradients[image * classes + k] / (static_cast<float>(map.pixels()) / feature_unit_);
-    for (std::size_t i = 0; i < channels; ++i) feature[i] += gradient * weight[k * channels + i];
-  }
-  for (std::size_t pixel = 0; pixel < map.pixels(); ++pixel) {
-    for (std::size_t i = 0; i < channels; ++i) store_value(feature[i], d + pixel * channels + i);
-  }
-}
-
-template <typename T>
-void TiledTraining<T>::linear_gradient(const float* logit_gradients) {
-  const std::size_t channels = index(network_.feature_channels);
-  const std::size_t classes = index(network_.classes);
-  float* weight = gradients.data() + linear_weight_;
-  float* bias = gradients.data() + linear_bias_;
-  std::fill_n(weight, classes * channels, 0.0F);
-  std::fill_n(bias, classes, 0.0F);
-  for (std::size_t image = 0; image < index(count_); ++image) {
-    const float* feature = features_.data() + image * channels;
-    for (std::size_t k = 0; k < classes; ++k) {
-      const float gradient = logit_gradients[image * classes + k];
-      bias[k] += gradient;
-      for (std::size_t i = 0; i < channels; ++i) weight[k * channels + i] += gradient * feature[i];
-    }
-  }
-}
-
-template <typename T>
-void TiledTraining<T>::finish_gradient(TrainingLayer<T>& layer, int sum_slot, int slot, int stage_tile) {
-  Normalization& normalization = layer.normalization;
-  const int tiles = tiles_of(stage_tile);
-  const double pixels = static_cast<double>(index(count_) * layer.output_pixels());
-  for (std::size_t i = 0; i < index(normalization.channels); ++i) {
-    double sum = 0;
-    double product = 0;
-    for (int tile = 0; tile < tiles; ++tile) {
-      sum += sums(sum_slot, tile)[i];
-      product += sums(slot, tile)[kChannels + i];
-    }
-    gradients.data()[normalization.gamma + i] = static_cast<float>(
-        normalization.take_gradient(i, sum, product, pixels, trainable.data()[normalization.gamma + i]));
-    gradients.data()[normalization.beta + i] = static_cast<float>(sum / double{normalization.output_unit});
-  }
-}
-
-/// dy of the layer from g, in worker.a, and the tile's weight gradient.
-template <typename T>
-void TiledTraining<T>::weight_gradient(TrainingLayer<T>& layer, int thread, const T* x, const T* g, int slot,
-                                       const Tile& tile) {
-  TrainingWorker<T>& worker = workers_[index(thread)];
-  T* dy = worker.a.data();
-  const std::size_t offset = tile.first * layer.output_image();
-  const Normalization& normalization = layer.normalization;
-  loops_.input_gradient(g + offset, layer.y.data() + offset, tile.valid * layer.output_pixels(),
-                        layer.shape.output_channels, normalization.a.data(), normalization.b.data(),
-                        normalization.c.data(), dy);
-  clear_tail(tile, layer.tile, layer.output_image(), dy);
-  float* partial = weight_partials_[index(slot)].data() + index(tile.index) * layer.gradient_count;
-  layer.weight_gradient(thread, worker, x, dy, partial);
-}
-
-/// The weight gradient of the layer: its tiles' gradients added in order. Shared by all threads.
-template <typename T>
-void TiledTraining<T>::add_gradients(TrainingLayer<T>& layer, int slot) {
-  constexpr std::size_t piece = 1024;
-  const int tiles = tiles_of(layer.tile);
-  const std::size_t count = layer.gradient_count;
-  const int pieces = static_cast<int>((count + piece - 1) / piece);
-#pragma omp for schedule(static)
-  for (int number = 0; number < pieces; ++number) {
-    const std::size_t first = index(number) * piece;
-    const std::size_t values = std::min(piece, count - first);
-    float* total = layer.gradient.data() + first;
-    std::fill_n(total, values, 0.0F);
-    for (int tile = 0; tile < tiles; ++tile) {
-      const float* partial = weight_partials_[index(slot)].data() + index(tile) * count + first;
-      for (std::size_t i = 0; i < values; ++i) total[i] += partial[i];
-    }
-  }
-}
-
-template <typename T>
-void TiledTraining<T>::store_gradient(int i) {
-  const int thread = omp_get_thread_num();
-  layer(i).store_gradient(thread, workers_[index(thread)], gradients.data() + layer(i).weight);
 }
 
 }  // namespace nibble

@@ -10,10 +10,6 @@ constexpr double kBorder[] = {124, 116, 104};
 constexpr double kDeviation[] = {0.229, 0.224, 0.225};
 constexpr double kCommonDeviation = 0.226;
 
-std::size_t index(int value) {
-  return static_cast<std::size_t>(value);
-}
-
 double largest_weight(int bits) {
   return bits == 2 ? 3 : bits == 4 ? 7 : 127;
 }
@@ -25,16 +21,11 @@ double nearest_weight(double v, int bits) {
   return clipped < 0 ? -magnitude : magnitude;
 }
 
-Values sum(Values a, const Values& b) {
-  for (std::size_t i = 0; i < a.size(); ++i) a[i] += b[i];
-  return a;
-}
-
 }  // namespace
 
 QuantizedNetwork::QuantizedNetwork(const NetworkDescription& description, const Tensors& master,
                                    const LearnedScales& scales)
-    : Network(description, master), network_(description), master_(master), scales_(scales) {
+    : Network(description, master), master_(master), scales_(scales), blocks_(description.blocks.size()) {
   for (std::size_t i = 0; i < description.convolutions.size(); ++i) {
     parameters.weight[i] =
         quantized_weights(master.weight[i], scales.weights[i], i == 0 ? 8 : scales.weight_bits, i == 0);
@@ -98,111 +89,63 @@ Values QuantizedNetwork::Quantizer::backward(const Values& d, double& gradient) 
   return result;
 }
 
-Values QuantizedNetwork::forward(std::span<const std::uint8_t> pixels, int count) {
-  count_ = count;
-  const auto layer = [&](int number, const Values& x) {
-    input_[index(number)] = x;
-    return normalize(number, convolve(number, x), true);
+double QuantizedNetwork::pixel(std::uint8_t value, std::size_t channel) const {
+  return (value - kBorder[channel]) / (255 * kDeviation[channel]);
+}
+
+Values QuantizedNetwork::activation(Place place, int block, Values z) {
+  const auto quantized = [&](Quantizer& quantizer, float scale, double lowest, double highest) {
+    quantizer.scale = double{scale};
+    quantizer.lowest = lowest;
+    quantizer.highest = highest;
+    quantizer.count = static_cast<double>(z.size()) / count_;
+    return quantizer.forward(z);
   };
-  const auto quantizer = [&](float scale, double lowest, double highest, const Values& z) {
-    Quantizer made;
-    made.scale = double{scale};
-    made.lowest = lowest;
-    made.highest = highest;
-    made.count = static_cast<double>(z.size()) / count;
-    return made;
-  };
+  if (block < 0) return quantized(first_, scales_.first_output, 0, 255);
   const double limit = (1 << scales_.activation_bits) - 1;
-  Values x(index(count * network_.image_size * network_.image_size * 3));
-  for (std::size_t i = 0; i < x.size(); ++i) x[i] = (pixels[i] - kBorder[i % 3]) / (255 * kDeviation[i % 3]);
-  Values z = layer(0, x);
-  first_ = quantizer(scales_.first_output, 0, 255, z);
-  Values stream = first_.forward(z);
-  blocks_.resize(network_.blocks.size());
-  for (std::size_t i = 0; i < network_.blocks.size(); ++i) {
-    const Block& block = network_.blocks[i];
-    const LearnedBlockScales& scales = scales_.blocks[i];
-    BlockQuantizers& quantizers = blocks_[i];
-    Values input = stream;
-    if (scales_.activation_bits < 8) {
-      quantizers.input = quantizer(scales.input, -1, limit, stream);  // nothing is below 0
-      input = quantizers.input.forward(stream);
-    }
-    z = layer(block.conv1, input);
-    quantizers.middle = quantizer(scales.middle, 0, limit, z);
-    z = layer(block.conv2, quantizers.middle.forward(z));
-    Values shortcut = stream;
-    if (block.shortcut == Shortcut::projection) {
-      const Values projected = layer(block.projection, input);
-      quantizers.shortcut = quantizer(scales.shortcut, -128, 127, projected);
-      shortcut = quantizers.shortcut.forward(projected);
-    }
-    if (block.shortcut == Shortcut::pad_channels) shortcut = pad_shortcut(block, stream);
-    z = sum(std::move(z), shortcut);
-    quantizers.output = quantizer(scales.output, 0, 255, z);
-    stream = quantizers.output.forward(z);
+  const LearnedBlockScales& scales = scales_.blocks[static_cast<std::size_t>(block)];
+  BlockQuantizers& quantizers = blocks_[static_cast<std::size_t>(block)];
+  switch (place) {
+    case Place::input:
+      if (scales_.activation_bits == 8) break;
+      return quantized(quantizers.input, scales.input, -1, limit);  // nothing is below 0
+    case Place::middle:
+      return quantized(quantizers.middle, scales.middle, 0, limit);
+    case Place::shortcut:
+      return quantized(quantizers.shortcut, scales.shortcut, -128, 127);
+    case Place::output:
+      return quantized(quantizers.output, scales.output, 0, 255);
   }
-  const std::size_t channels = index(network_.feature_channels);
-  const std::size_t area = index(network_.feature_size * network_.feature_size);
-  pooled_.assign(index(count) * channels, 0.0);
-  for (std::size_t i = 0; i < stream.size(); ++i) {
-    pooled_[i / (area * channels) * channels + i % channels] += stream[i] / static_cast<double>(area);
+  return z;
+}
+
+Values QuantizedNetwork::activation_backward(Place place, int block, Values d) {
+  if (block < 0) return first_.backward(d, first_output_gradient);
+  const BlockQuantizers& quantizers = blocks_[static_cast<std::size_t>(block)];
+  BlockScales& gradients = block_gradients[static_cast<std::size_t>(block)];
+  switch (place) {
+    case Place::input:
+      if (scales_.activation_bits == 8) break;
+      return quantizers.input.backward(d, gradients.input);
+    case Place::middle:
+      return quantizers.middle.backward(d, gradients.middle);
+    case Place::shortcut:
+      return quantizers.shortcut.backward(d, gradients.shortcut);
+    case Place::output:
+      return quantizers.output.backward(d, gradients.output);
   }
-  const std::size_t classes = index(network_.classes);
-  Values logits(index(count) * classes);
-  for (std::size_t i = 0; i < logits.size(); ++i) {
-    logits[i] = parameters.linear_bias[i % classes];
-    for (std::size_t c = 0; c < channels; ++c) {
-      logits[i] += parameters.linear_weight[i % classes * channels + c] * pooled_[i / classes * channels + c];
-    }
-  }
-  return logits;
+  return d;
+}
+
+Values QuantizedNetwork::forward(std::span<const std::uint8_t> pixels, int count) {
+  return Network::forward(pixels, count, true);
 }
 
 Tensors QuantizedNetwork::backward(const Values& logit_gradients) {
-  Tensors gradients;
-  const std::size_t layers = network_.convolutions.size();
-  for (auto* each : {&gradients.weight, &gradients.gamma, &gradients.beta}) each->resize(layers);
-  const std::size_t channels = index(network_.feature_channels);
-  const std::size_t classes = index(network_.classes);
-  const std::size_t area = index(network_.feature_size * network_.feature_size);
-  gradients.linear_weight.assign(parameters.linear_weight.size(), 0.0);
-  gradients.linear_bias.assign(classes, 0.0);
-  Values d(blocks_.back().output.v.size());
-  for (std::size_t i = 0; i < logit_gradients.size(); ++i) {
-    const std::size_t image = i / classes;
-    gradients.linear_bias[i % classes] += logit_gradients[i];
-    for (std::size_t c = 0; c < channels; ++c) {
-      const std::size_t weight = i % classes * channels + c;
-      gradients.linear_weight[weight] += logit_gradients[i] * pooled_[image * channels + c];
-      for (std::size_t pixel = 0; pixel < area; ++pixel) {
-        d[(image * area + pixel) * channels + c] +=
-            logit_gradients[i] * parameters.linear_weight[weight] / static_cast<double>(area);
-      }
-    }
-  }
-  const auto layer = [&](int number, const Values& output_gradient) {
-    return convolve_backward(number, input_[index(number)],
-                             normalize_backward(number, output_gradient, gradients), gradients);
-  };
-  block_gradients.assign(blocks_.size(), {});
-  for (std::size_t i = blocks_.size(); i-- > 0;) {
-    const Block& block = network_.blocks[i];
-    const BlockQuantizers& quantizers = blocks_[i];
-    BlockScales& scale = block_gradients[i];
-    d = quantizers.output.backward(d, scale.output);
-    Values main = layer(block.conv1, quantizers.middle.backward(layer(block.conv2, d), scale.middle));
-    Values shortcut;
-    if (block.shortcut == Shortcut::projection) {
-      main = sum(std::move(main), layer(block.projection, quantizers.shortcut.backward(d, scale.shortcut)));
-    } else {
-      shortcut = block.shortcut == Shortcut::pad_channels ? pad_shortcut_backward(block, d) : d;
-    }
-    if (scales_.activation_bits < 8) main = quantizers.input.backward(main, scale.input);
-    d = shortcut.empty() ? main : sum(std::move(main), shortcut);
-  }
   first_output_gradient = 0;
-  layer(0, first_.backward(d, first_output_gradient));
+  block_gradients.assign(blocks_.size(), {});
+  Tensors gradients = Network::backward(logit_gradients);
+  const std::size_t layers = master_.weight.size();
   weight_scale_gradients.resize(layers);
   weight_scale_terms.resize(layers);
   for (std::size_t i = 0; i < layers; ++i) {

@@ -13,7 +13,7 @@ namespace nibble::reference {
 /// A network in trained quantization, in double and in real units: weights and activations are scale *
 /// integer, and every gradient is the formula of LSQ (Esser et al. 2019, arXiv:1902.08153, equations 1 to 5),
 /// value by value. What QuantizedTraining, which works in integers, is compared with.
-class QuantizedNetwork : public Network {
+class QuantizedNetwork final : public Network {
  public:
   QuantizedNetwork(const NetworkDescription& description, const Tensors& master, const LearnedScales& scales);
 
@@ -44,20 +44,20 @@ class QuantizedNetwork : public Network {
     Values backward(const Values& d, double& gradient) const;
   };
 
+  double pixel(std::uint8_t value, std::size_t channel) const override;
+  Values activation(Place place, int block, Values z) override;
+  Values activation_backward(Place place, int block, Values d) override;
   Values quantized_weights(const Values& master, const std::vector<float>& scales, int bits, bool is_first);
   void weight_backward(const Values& master, const std::vector<float>& scales, int bits, bool is_first,
                        Values& gradient, Values& scale_gradient, Values& terms) const;
 
-  NetworkDescription network_;
   Tensors master_;
   LearnedScales scales_;
+  Quantizer first_;
   struct BlockQuantizers {
     Quantizer input, middle, shortcut, output;
   };
-  Quantizer first_;
   std::vector<BlockQuantizers> blocks_;
-  std::vector<Values> convolution_input_;
-  Values pooled_;
 };
 
 }  // namespace nibble::reference

@@ -45,6 +45,25 @@ void for_taps(const Convolution& shape, int count, const Visit& visit) {
   }
 }
 
+/// visit(place in a block's input, place in its output) for every value that shortcut A passes on; `first` is
+/// the block's first convolution.
+template <typename Visit>
+void for_padded(const Convolution& first, int count, const Visit& visit) {
+  const int size = first.output_height();
+  const int added = (first.output_channels - first.input_channels) / 2;
+  for (int image = 0; image < count; ++image) {
+    for (int row = 0; row < size; ++row) {
+      for (int column = 0; column < size; ++column) {
+        const int from =
+            ((image * first.input_height + row * first.stride) * first.input_width + column * first.stride) *
+            first.input_channels;
+        const int to = ((image * size + row) * size + column) * first.output_channels + added;
+        for (int i = 0; i < first.input_channels; ++i) visit(index(from + i), index(to + i));
+      }
+    }
+  }
+}
+
 }  // namespace
 
 Tensors to_double(const FloatParameters& parameters) {
@@ -65,7 +84,7 @@ Tensors to_double(const FloatParameters& parameters) {
 Network::Network(const NetworkDescription& description, const Tensors& values)
     : parameters(values), description_(description) {
   const std::size_t layers = description.convolutions.size();
-  for (auto* each : {&batch_mean, &batch_variance, &input_, &output_, &normalized_}) each->resize(layers);
+  for (auto* each : {&batch_mean, &batch_variance, &input_, &normalized_}) each->resize(layers);
   inner_.resize(description.blocks.size());
   map_.resize(description.blocks.size() + 1);
 }
@@ -163,46 +182,44 @@ Values Network::normalize_backward(int layer, const Values& d, Tensors& gradient
 
 Values Network::pad_shortcut(const Block& block, const Values& x) const {
   const Convolution& first = description_.convolutions[index(block.conv1)];
-  const int size = first.output_height();
-  const int added = (first.output_channels - first.input_channels) / 2;
-  Values result(index(count_ * size * size * first.output_channels));
-  for (int image = 0; image < count_; ++image) {
-    for (int row = 0; row < size; ++row) {
-      for (int column = 0; column < size; ++column) {
-        for (int i = 0; i < first.input_channels; ++i) {
-          const int from = ((image * first.input_height + row * first.stride) * first.input_width +
-                            column * first.stride) *
-                               first.input_channels +
-                           i;
-          const int to = ((image * size + row) * size + column) * first.output_channels + added + i;
-          result[index(to)] = x[index(from)];
-        }
-      }
-    }
-  }
+  Values result(index(count_ * first.output_height() * first.output_width() * first.output_channels));
+  for_padded(first, count_, [&](std::size_t from, std::size_t to) { result[to] = x[from]; });
   return result;
 }
 
 Values Network::pad_shortcut_backward(const Block& block, const Values& d) const {
   const Convolution& first = description_.convolutions[index(block.conv1)];
-  const int size = first.output_height();
-  const int added = (first.output_channels - first.input_channels) / 2;
   Values result(index(count_ * first.input_height * first.input_width * first.input_channels));
-  for (int image = 0; image < count_; ++image) {
-    for (int row = 0; row < size; ++row) {
-      for (int column = 0; column < size; ++column) {
-        for (int i = 0; i < first.input_channels; ++i) {
-          const int from = ((image * first.input_height + row * first.stride) * first.input_width +
-                            column * first.stride) *
-                               first.input_channels +
-                           i;
-          const int to = ((image * size + row) * size + column) * first.output_channels + added + i;
-          result[index(from)] += d[index(to)];
-        }
-      }
-    }
-  }
+  for_padded(first, count_, [&](std::size_t from, std::size_t to) { result[from] += d[to]; });
   return result;
+}
+
+double Network::pixel(std::uint8_t value, std::size_t channel) const {
+  constexpr double mean[] = {0.485, 0.456, 0.406};
+  constexpr double deviation[] = {0.229, 0.224, 0.225};
+  return (value / 255.0 - mean[channel]) / deviation[channel];
+}
+
+Values Network::activation(Place place, int block, Values z) {
+  switch (place) {
+    case Place::middle:
+      return inner_[index(block)] = relu(std::move(z));
+    case Place::output:
+      return map_[index(block + 1)] = relu(std::move(z));
+    default:
+      return z;
+  }
+}
+
+Values Network::activation_backward(Place place, int block, Values d) {
+  switch (place) {
+    case Place::middle:
+      return masked(std::move(d), inner_[index(block)]);
+    case Place::output:
+      return masked(std::move(d), map_[index(block + 1)]);
+    default:
+      return d;
+  }
 }
 
 Values Network::forward(std::span<const std::uint8_t> pixels, int count, bool training) {
@@ -212,26 +229,26 @@ Values Network::forward(std::span<const std::uint8_t> pixels, int count, bool tr
     input_[index(number)] = x;
     return normalize(number, convolve(number, x), training);
   };
-  constexpr double mean[] = {0.485, 0.456, 0.406};
-  constexpr double deviation[] = {0.229, 0.224, 0.225};
   const Convolution& stem = description_.convolutions[0];
   Values x(index(count * stem.input_height * stem.input_width * 3));
-  for (std::size_t i = 0; i < x.size(); ++i) x[i] = (pixels[i] / 255.0 - mean[i % 3]) / deviation[i % 3];
-  map_[0] = relu(layer(0, x));
-  for (std::size_t number = 0; number < description_.blocks.size(); ++number) {
-    const Block& block = description_.blocks[number];
-    inner_[number] = relu(layer(block.conv1, map_[number]));
-    Values main = layer(block.conv2, inner_[number]);
-    Values shortcut = map_[number];
-    if (block.shortcut == Shortcut::projection) shortcut = layer(block.projection, map_[number]);
-    if (block.shortcut == Shortcut::pad_channels) shortcut = pad_shortcut(block, map_[number]);
-    map_[number + 1] = relu(sum(std::move(main), shortcut));
+  for (std::size_t i = 0; i < x.size(); ++i) x[i] = pixel(pixels[i], i % 3);
+  Values map = activation(Place::output, -1, layer(0, x));
+  for (int number = 0; number < static_cast<int>(description_.blocks.size()); ++number) {
+    const Block& block = description_.blocks[index(number)];
+    const Values input = activation(Place::input, number, map);
+    Values main = layer(block.conv2, activation(Place::middle, number, layer(block.conv1, input)));
+    Values shortcut = map;
+    if (block.shortcut == Shortcut::projection) {
+      shortcut = activation(Place::shortcut, number, layer(block.projection, input));
+    }
+    if (block.shortcut == Shortcut::pad_channels) shortcut = pad_shortcut(block, map);
+    map = activation(Place::output, number, sum(std::move(main), shortcut));
   }
   const std::size_t channels = index(description_.feature_channels);
   const std::size_t area = index(description_.feature_size * description_.feature_size);
   features_.assign(index(count) * channels, 0.0);
-  for (std::size_t i = 0; i < map_.back().size(); ++i) {
-    features_[i / (area * channels) * channels + i % channels] += map_.back()[i] / static_cast<double>(area);
+  for (std::size_t i = 0; i < map.size(); ++i) {
+    features_[i / (area * channels) * channels + i % channels] += map[i] / static_cast<double>(area);
   }
   const std::size_t classes = index(description_.classes);
   Values logits(index(count) * classes);
@@ -245,7 +262,7 @@ Values Network::forward(std::span<const std::uint8_t> pixels, int count, bool tr
   return logits;
 }
 
-Tensors Network::backward(const Values& logit_gradients) const {
+Tensors Network::backward(const Values& logit_gradients) {
   Tensors gradients;
   const std::size_t layers = description_.convolutions.size();
   for (auto* each : {&gradients.weight, &gradients.gamma, &gradients.beta}) each->resize(layers);
@@ -254,7 +271,7 @@ Tensors Network::backward(const Values& logit_gradients) const {
   const std::size_t area = index(description_.feature_size * description_.feature_size);
   gradients.linear_weight.assign(parameters.linear_weight.size(), 0.0);
   gradients.linear_bias.assign(classes, 0.0);
-  Values d(map_.back().size());
+  Values d(index(count_) * area * channels);
   for (std::size_t i = 0; i < logit_gradients.size(); ++i) {
     const std::size_t image = i / classes;
     gradients.linear_bias[i % classes] += logit_gradients[i];
@@ -271,15 +288,28 @@ Tensors Network::backward(const Values& logit_gradients) const {
     return convolve_backward(number, input_[index(number)],
                              normalize_backward(number, output_gradient, gradients), gradients);
   };
-  for (std::size_t number = description_.blocks.size(); number-- > 0;) {
-    const Block& block = description_.blocks[number];
-    d = masked(std::move(d), map_[number + 1]);
-    Values main = layer(block.conv1, masked(layer(block.conv2, d), inner_[number]));
-    if (block.shortcut == Shortcut::projection) d = layer(block.projection, d);
-    if (block.shortcut == Shortcut::pad_channels) d = pad_shortcut_backward(block, d);
-    d = sum(std::move(main), d);
+  for (int number = static_cast<int>(description_.blocks.size()); number-- > 0;) {
+    const Block& block = description_.blocks[index(number)];
+    d = activation_backward(Place::output, number, std::move(d));
+    Values main = layer(block.conv1, activation_backward(Place::middle, number, layer(block.conv2, d)));
+    if (block.shortcut == Shortcut::projection) {
+      d = layer(block.projection, activation_backward(Place::shortcut, number, std::move(d)));
+      main = sum(std::move(main), d);
+    }
+    main = activation_backward(Place::input, number, std::move(main));
+    switch (block.shortcut) {
+      case Shortcut::identity:
+        d = sum(std::move(main), d);
+        break;
+      case Shortcut::projection:
+        d = std::move(main);
+        break;
+      case Shortcut::pad_channels:
+        d = sum(std::move(main), pad_shortcut_backward(block, d));
+        break;
+    }
   }
-  layer(0, masked(std::move(d), map_[0]));
+  layer(0, activation_backward(Place::output, -1, std::move(d)));
   return gradients;
 }
 

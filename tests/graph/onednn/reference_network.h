@@ -25,11 +25,12 @@ Tensors to_double(const FloatParameters& parameters);
 class Network {
  public:
   Network(const NetworkDescription& description, const Tensors& parameters);
+  virtual ~Network() = default;
 
   /// Batch statistics when `training`, else running ones. Returns [count][classes].
   Values forward(std::span<const std::uint8_t> pixels, int count, bool training);
   /// Gradients of the last training forward; running statistics' entries stay empty.
-  Tensors backward(const Values& logit_gradients) const;
+  Tensors backward(const Values& logit_gradients);
 
   Tensors parameters;
   /// Of the last training forward, [convolution][channel]; the variance is the biased one.
@@ -38,6 +39,18 @@ class Network {
   double relu_margin = 0;
 
  protected:
+  /// What stands between the convolutions of a block: on the way into it, after its first convolution, after
+  /// its projection, and behind the addition. The output of block -1 is the first convolution's.
+  enum class Place { input, middle, shortcut, output };
+
+  virtual double pixel(std::uint8_t value, std::size_t channel) const;
+  virtual Values activation(Place place, int block, Values z);
+  /// d loss / d z.
+  virtual Values activation_backward(Place place, int block, Values d);
+
+  int count_ = 0;
+
+ private:
   Values relu(Values values);
   Values convolve(int layer, const Values& x) const;
   Values normalize(int layer, const Values& y, bool training);
@@ -48,11 +61,10 @@ class Network {
   Values pad_shortcut_backward(const Block& block, const Values& d) const;
 
   NetworkDescription description_;
-  int count_ = 0;
-  std::vector<Values> input_, output_;  // [convolution]
-  std::vector<Values> normalized_;      // [convolution], before gamma and beta
-  std::vector<Values> inner_;           // [block], after the first ReLU
-  std::vector<Values> map_;             // [block + 1], inputs of blocks and the last map
+  std::vector<Values> input_;       // [convolution]
+  std::vector<Values> normalized_;  // [convolution], before gamma and beta
+  std::vector<Values> inner_;       // [block], after the first ReLU
+  std::vector<Values> map_;         // [block + 1], after the other ReLUs
   Values features_;
 };
 
