@@ -6,7 +6,7 @@
 //   sums, 16 lanes:                  L0 | L1 | ...                                s32
 //
 // Blocks of 3 positions x 32 lanes x 4 output channels: 24 sums and 4 weights of the 32 registers. While a
-// block is multiplied, the block before it is requantized, a register of bytes after every sixth of the
+// block is multiplied, the block before it is requantized, a register of bytes before every sixth of the
 // steps: what converts, adds and packs waits for other pipes than what multiplies.
 //
 //   weights:  s8 [block of 4 output channels][tap][group of 4 input channels][4][4]
@@ -104,7 +104,7 @@ inline __m512i broadcast_quad(const std::uint8_t* weights) {
 }
 
 /// B: positions * kParts registers; register b is part b % kParts of position b / kParts. write(i), for i
-/// below `writes`, is called in between with nothing but `sums` as it was.
+/// below `writes`, is called between the steps, `sums` being as they were.
 template <typename Write, std::size_t... B>
 inline __attribute__((always_inline)) void accumulate_block(std::index_sequence<B...>,
                                                             const std::uint8_t* input, std::ptrdiff_t stride,
