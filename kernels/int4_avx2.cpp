@@ -40,7 +40,6 @@ constexpr int kHalves = kLanes / (8 * kParts);
 constexpr int kQuad = 4;               ///< input channels of a step
 constexpr int kFilteredGroups = 16;    ///< of layers that are filtered by lines
 constexpr int kFilteredOutputs = 256;  ///< output channels of layers that are
-constexpr int kFilteredChannels = 8;   ///< output channels that share the loads of a point's V
 constexpr int kHeader = 5;             ///< of the program: run length, places of two filters
 constexpr float kLargestSum = 2.0F * 32768.0F * kMaximumSteps;  ///< two words a step, at the very most
 
@@ -466,6 +465,7 @@ void run_lines(const PackedConvolution& packed, const OutputStage& stage, const 
     }
     constants[i] = (low & 0xFFFFU) | high << 16;
   }
+  constexpr int kFilteredChannels = Outputs == 2 ? 16 : 8;  // that share the loads of a point's V
   alignas(32) std::uint8_t v[kPoints * kLines * kFilteredGroups * kPositions * kBlockBytes];
   alignas(32) __m256i points[kFilteredChannels / kPair][kPoints * kPair * kPositions * kParts];
   alignas(32) __m256i sums[kOutputBlock / kPair][Outputs * kPair * kPositions * kParts];
