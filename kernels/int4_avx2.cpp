@@ -13,7 +13,7 @@
 //
 // Where a call's taps form whole lines, four neighbouring positions take six multiplications a line instead
 // of twelve, or two take four instead of six (kernels/line_filter.h): three tiles of such positions replace
-// the three positions of a block. The sums of a tile's points are combined to 8 or 2 times the sums of its
+// the three positions of a block. The sums of a tile's points add up to 8 or 2 times the sums of its
 // positions, which the scale divides again.
 //
 //   weights:  s8 [pair of output channels][tap][group of 4 input channels][2][4]
@@ -40,9 +40,7 @@ constexpr int kHalves = kLanes / (8 * kParts);
 constexpr int kQuad = 4;               ///< input channels of a step
 constexpr int kFilteredGroups = 16;    ///< of layers that are filtered by lines
 constexpr int kFilteredOutputs = 256;  ///< output channels of layers that are
-constexpr int kFilteredChannels = 8;   ///< output channels that share the loads of a point's V
-constexpr int kMostPoints = 6;
-constexpr int kHeader = 5;  ///< of the program: run length, places of two filters
+constexpr int kHeader = 5;             ///< of the program: run length, places of two filters
 constexpr float kLargestSum = 2.0F * 32768.0F * kMaximumSteps;  ///< two words a step, at the very most
 
 int groups_of(const ConvolutionShape& shape) {
@@ -238,23 +236,41 @@ void accumulate(const std::uint8_t* input, std::ptrdiff_t stride, const Steps& s
 
 constexpr Accumulate kAccumulate[kPositions] = {accumulate<1>, accumulate<2>, accumulate<3>};
 
+/// How the sums of a block lie in memory.
+enum class Form {
+  single_run,  ///< [output channel][position][part] of a pair of output channels
+  runs,        ///< [run] of these
+  points,  ///< [point][output channel][tile of two positions][part] of a pair; they add up to twice the sum
+};
+
 /// A block whose runs are done: what the output stages read.
 struct Block {
-  const __m256i* pairs[2];  ///< sums of two pairs of output channels, 16 lanes, of the first run
+  const __m256i* pairs[2];  ///< sums of two pairs of output channels, 16 lanes
   int positions;
   int runs;
   int first_position;
-  int channel;         ///< first of the two pairs
-  int half;            ///< which 16 of the 32 lanes
-  float times = 1.0F;  ///< what the sums are, times what they should be
+  int channel;                               ///< first of the two pairs
+  int half;                                  ///< which 16 of the 32 lanes
+  float times = 1.0F;                        ///< what the sums are, times what they should be
+  const std::uint32_t* constants = nullptr;  ///< [output channel][2 outputs]: added to points
 
-  /// Sums of channel `channel` + k, position p, 8 lanes, s32.
-  template <bool single_run>
-  __m256i sum(int k, int p, int part) const {
+  /// Sums of channel `channel` + k, 8 lanes, s32, of position p; of points position 2 p + place.
+  template <Form form>
+  __m256i sum(int k, int p, [[maybe_unused]] int place, int part) const {
     const __m256i ones = _mm256_set1_epi16(1);
+    if constexpr (form == Form::points) {
+      const int registers = kPair * (positions / 2) * kParts;
+      const __m256i* m = pairs[k / kPair] + ((k % kPair) * (positions / 2) + p) * kParts + part;
+      const __m256i constant = _mm256_set1_epi32(static_cast<std::int32_t>(constants[2 * k + place]));
+      const __m256i sum1 = _mm256_add_epi16(constant, m[registers]);
+      const __m256i words =
+          place == 0 ? _mm256_add_epi16(_mm256_add_epi16(sum1, m[2 * registers]), m[0])
+                     : _mm256_sub_epi16(_mm256_sub_epi16(sum1, m[2 * registers]), m[3 * registers]);
+      return _mm256_madd_epi16(words, ones);
+    }
     const __m256i* words = pairs[k / kPair] + ((k % kPair) * positions + p) * kParts + part;
     __m256i total = _mm256_madd_epi16(words[0], ones);
-    if constexpr (!single_run) {
+    if constexpr (form == Form::runs) {
       const int registers = kPair * positions * kParts;
       for (int r = 1; r < runs; ++r) {
         total = _mm256_add_epi32(total, _mm256_madd_epi16(words[r * registers], ones));
@@ -267,25 +283,30 @@ struct Block {
 using Output = void (*)(const OutputStage& stage, const ConvolutionCall& call, const Block& block,
                         const DerivedInput& derived);
 
-template <typename Writer, bool single_run>
+template <typename Writer, Form form>
 void output_bytes(const OutputStage& stage, const ConvolutionCall& call, const Block& given,
                   const DerivedInput& derived) {
   const Block block = given;  // the stores could change the other, as far as the compiler knows
   const Writer writer(stage, call, block.channel, block.first_position, derived, block.times);
-  for (int p = 0; p < block.positions; ++p) {
+  constexpr int kStep = form == Form::points ? 2 : 1;
+  for (int p = 0; p < block.positions; p += kStep) {
     for (int part = 0; part < kParts; ++part) {
-      writer.write(
-          p, block.half * kParts + part, [&](int k) __attribute__((always_inline)) {
-            return block.sum<single_run>(k, p, part);
-          });
+      const auto write = [&](int place) __attribute__((always_inline)) {
+        writer.write(
+            p + place, block.half * kParts + part, [&](int k) __attribute__((always_inline)) {
+              return block.sum<form>(k, p / kStep, place, part);
+            });
+      };
+      write(0);
+      if constexpr (kStep == 2) write(1);
     }
   }
 }
 
-template <bool single_run>
+template <Form form>
 Output choose_output(const OutputStage& stage) {
-  return choose_byte_writer(
-      stage, []<typename Writer>(Writer*) -> Output { return output_bytes<Writer, single_run>; });
+  return choose_byte_writer(stage,
+                            []<typename Writer>(Writer*) -> Output { return output_bytes<Writer, form>; });
 }
 
 /// The two halves of a block's lanes, by the shared output stage.
@@ -295,7 +316,7 @@ void output_any(const OutputStage& stage, const ConvolutionCall& call, const Blo
     __m256i sums[kOutputBlock][kHalves * kParts] = {};
     for (int k = 0; k < kOutputBlock && block.channel + k < call.last_channel; ++k) {
       for (int part = 0; part < kHalves * kParts; ++part) {
-        sums[k][part] = halves[part / kParts].sum<false>(k, p, part % kParts);
+        sums[k][part] = halves[part / kParts].sum<Form::runs>(k, p, 0, part % kParts);
       }
     }
     write_outputs(stage, call, block.first_position + p, block.channel, sums);
@@ -381,40 +402,32 @@ void transform(const ConvolutionCall& call, const Lines& lines, int groups, int 
   }
 }
 
-/// The sums of a pair's points, [point][output channel of the pair][tile][part], as those of its positions:
-/// [output channel of the pair][position][part]. constants: [output channel of the pair][output].
-template <int Outputs>
-void combine(const __m256i* points, int tiles, const std::uint32_t* constants, __m256i* to) {
+/// The sums of a pair's points, [point][output channel][tile of four positions][part], as 8 times those of
+/// its positions: [output channel][position][part]. constants: [output channel][output].
+void combine_four(const __m256i* points, int tiles, const std::uint32_t* constants, __m256i* to) {
+  const __m256i third = _mm256_set1_epi16(static_cast<std::int16_t>(0xAAAB));  // modulo 2^16
   const int registers = kPair * tiles * kParts;
-  for (int o = 0; o < kPair; ++o, constants += Outputs) {
-    const auto constant = [&](int output) {
-      return _mm256_set1_epi32(static_cast<std::int32_t>(constants[output]));
-    };
-    for (int tile = 0; tile < tiles; ++tile, to += Outputs * kParts) {
+  for (int o = 0; o < kPair; ++o) {
+    __m256i constant[4];
+    for (int output = 0; output < 4; ++output) {
+      constant[output] = _mm256_set1_epi32(static_cast<std::int32_t>(constants[4 * o + output]));
+    }
+    for (int tile = 0; tile < tiles; ++tile, to += 4 * kParts) {
       for (int part = 0; part < kParts; ++part, ++points) {
         const auto m = [&](int point) { return points[point * registers]; };
         const auto store = [&](int output, __m256i words) {
-          _mm256_store_si256(to + output * kParts + part, words);
+          words = _mm256_add_epi16(words, constant[output]);
+          _mm256_store_si256(to + output * kParts + part, _mm256_mullo_epi16(words, third));
         };
-        if constexpr (Outputs == 2) {
-          store(0, _mm256_add_epi16(_mm256_add_epi16(m(0), constant(0)), _mm256_add_epi16(m(1), m(2))));
-          store(1, _mm256_sub_epi16(_mm256_sub_epi16(constant(1), m(3)), _mm256_sub_epi16(m(2), m(1))));
-        } else {
-          const __m256i third = _mm256_set1_epi16(static_cast<std::int16_t>(0xAAAB));  // of 3
-          const __m256i s = _mm256_add_epi16(m(1), m(2));
-          const __m256i t = _mm256_sub_epi16(m(1), m(2));
-          const __m256i u = _mm256_add_epi16(m(3), m(4));
-          const __m256i w = _mm256_sub_epi16(m(3), m(4));
-          const __m256i twice_w = _mm256_add_epi16(w, w);
-          const __m256i of_5 = _mm256_slli_epi16(_mm256_add_epi16(twice_w, m(5)), 2);
-          const auto store_third = [&](int output, __m256i words) {
-            store(output, _mm256_mullo_epi16(_mm256_add_epi16(words, constant(output)), third));
-          };
-          store_third(0, _mm256_add_epi16(_mm256_add_epi16(m(0), s), u));
-          store_third(1, _mm256_add_epi16(t, twice_w));
-          store_third(2, _mm256_add_epi16(s, _mm256_slli_epi16(u, 2)));
-          store_third(3, _mm256_add_epi16(t, of_5));
-        }
+        const __m256i s = _mm256_add_epi16(m(1), m(2));
+        const __m256i t = _mm256_sub_epi16(m(1), m(2));
+        const __m256i u = _mm256_add_epi16(m(3), m(4));
+        const __m256i w = _mm256_sub_epi16(m(3), m(4));
+        const __m256i twice_w = _mm256_add_epi16(w, w);
+        store(0, _mm256_add_epi16(_mm256_add_epi16(m(0), s), u));
+        store(1, _mm256_add_epi16(t, twice_w));
+        store(2, _mm256_add_epi16(s, _mm256_slli_epi16(u, 2)));
+        store(3, _mm256_add_epi16(t, _mm256_slli_epi16(_mm256_add_epi16(twice_w, m(5)), 2)));
       }
     }
   }
@@ -439,7 +452,7 @@ void run_lines(const PackedConvolution& packed, const OutputStage& stage, const 
   const std::int32_t* of_lines = packed.program.data() + packed.program[place_of(kFilter)] +
                                  (lines.direction * kLines + lines.first) * padded * Outputs;
   const int last_channel = (call.last_channel + kOutputBlock - 1) / kOutputBlock * kOutputBlock;
-  const Output output = choose_output<true>(stage);
+  const Output output = choose_output < Outputs == 2 ? Form::points : Form::single_run > (stage);
   // Words of the lines' constants are added apart: no carry from the lower one.
   std::uint32_t constants[Outputs * kFilteredOutputs];
   for (int i = 0; i < Outputs * padded; ++i) {
@@ -452,6 +465,7 @@ void run_lines(const PackedConvolution& packed, const OutputStage& stage, const 
     }
     constants[i] = (low & 0xFFFFU) | high << 16;
   }
+  constexpr int kFilteredChannels = Outputs == 2 ? 16 : 8;  // that share the loads of a point's V
   alignas(32) std::uint8_t v[kPoints * kLines * kFilteredGroups * kPositions * kBlockBytes];
   alignas(32) __m256i points[kFilteredChannels / kPair][kPoints * kPair * kPositions * kParts];
   alignas(32) __m256i sums[kOutputBlock / kPair][Outputs * kPair * kPositions * kParts];
@@ -472,12 +486,23 @@ void run_lines(const PackedConvolution& packed, const OutputStage& stage, const 
           }
         }
         for (int channel = chunk; channel < chunk_end; channel += kOutputBlock) {
+          const __m256i* of_pairs[kOutputBlock / kPair];
           for (int pair = 0; pair < kOutputBlock / kPair; ++pair) {
-            combine<Outputs>(points[(channel - chunk) / kPair + pair], tiles,
-                             constants + Outputs * (channel + kPair * pair), sums[pair]);
+            of_pairs[pair] = points[(channel - chunk) / kPair + pair];
+            if constexpr (Outputs == 4) {
+              combine_four(of_pairs[pair], tiles, constants + Outputs * (channel + kPair * pair), sums[pair]);
+              of_pairs[pair] = sums[pair];
+            }
           }
           output(stage, call,
-                 {{sums[0], sums[1]}, Outputs * tiles, 1, first, channel, half, float{kFilter.times}},
+                 {{of_pairs[0], of_pairs[1]},
+                  Outputs * tiles,
+                  1,
+                  first,
+                  channel,
+                  half,
+                  float{kFilter.times},
+                  constants + Outputs * channel},
                  derived);
         }
       }
@@ -494,7 +519,8 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
   if (packed.program[place_of(kTwoOutputs)] != 0 && own_output && call.positions > 1) {
     const Lines lines = lines_of(call);
     if (lines.count > 0) {
-      const bool by_four = packed.program[place_of(kFourOutputs)] != 0;
+      // Of 4 to 7 positions, two or three pairs fill a register block better than a four and the rest.
+      const bool by_four = packed.program[place_of(kFourOutputs)] != 0 && call.positions >= 8;
       const int in_fours = by_four ? call.positions / 4 * 4 : 0;
       const int in_twos = (call.positions - in_fours) / 2 * 2;
       run_lines<4>(packed, stage, call, lines, 0, in_fours, derived);
@@ -509,8 +535,8 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
       std::ptrdiff_t{packed.shape.kernel} * packed.shape.kernel * groups * kPair * kQuad;
   const Steps steps(call, groups, packed.program[0]);
   const Output output = !own_output          ? nullptr
-                        : steps.count() == 1 ? choose_output<true>(stage)
-                                             : choose_output<false>(stage);
+                        : steps.count() == 1 ? choose_output<Form::single_run>(stage)
+                                             : choose_output<Form::runs>(stage);
 
   alignas(32) Partial partial[kHalves][kOutputBlock / kPair];
   for (int first = filtered, left = call.positions - filtered; left > 0;) {
