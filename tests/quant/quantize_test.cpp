@@ -205,7 +205,8 @@ TEST(Quantize, OptionsThatDoNotGoTogetherAreRefused) {
   options = default_options(4, 4);
   options.method = "magic";
   EXPECT_EQ(refusal(options),
-            "there is no rounding method 'magic'; choose one of nearest, brecq, blocks, distill");
+            "there is no rounding method 'magic'; choose one of nearest, adaround, brecq, blocks, "
+            "distill");
   options = default_options(16, 16);
   options.method = "distill";
   EXPECT_EQ(refusal(options),
