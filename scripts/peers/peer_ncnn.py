@@ -1,4 +1,4 @@
-"""ncnn: FP32, one image after the other. Its Python package has no quantization tool."""
+"""ncnn: FP32 by Winograd, one image after the other. Its Python package has no quantization tool."""
 from __future__ import annotations
 
 import concurrent.futures
