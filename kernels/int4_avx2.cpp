@@ -17,8 +17,8 @@
 // positions, which the scale divides again.
 //
 //   weights:  s8 [pair of output channels][tap][group of 4 input channels][2][4]
-//             for each filter that is proved, s8 [direction][pair of output
-//             channels][point][line][group][2][4]
+//             for each filter that is proved, s8
+//             [direction][pair of output channels][point][line][group][2][4]
 //   program:  run length; for each filter 0, or the places of its constants here and of its weights; then
 //             [direction][line][output channel, padded][output] two words each: what is added to an output
 

@@ -6,17 +6,26 @@
 // L is the largest activation; with what is added all V are unsigned, like activations. Mk is the sum of Uk
 // Vk over input channels and lines.
 //
-//   two      V0 = d0 - d2 + L             U0 = 2 g0            2 y0 = M0 + M1 + M2 - constant
-//            V1 = d1 + d2                 U1 = g0 + g1 + g2    2 y1 = M1 - M2 - M3 - constant
-//            V2 = d2 - d1 + L             U2 = g0 - g1 + g2
-//            V3 = d1 - d3 + L             U3 = 2 g2
+//   two    V0 = d0 - d2 + L                    U0 = 2 g0
+//          V1 = d1 + d2                        U1 = g0 + g1 + g2
+//          V2 = d2 - d1 + L                    U2 = g0 - g1 + g2
+//          V3 = d1 - d3 + L                    U3 = 2 g2
 //
-//   four     V0 = 4 d0 - 5 d2 + d4 + 8 L           U0 = 6 g0                  24 y0 = M0 + s + u - constant
-//            V1 = d4 + d3 - 4 d2 - 4 d1 + 8 L      U1 = -4 (g0 + g1 + g2)     24 y1 = t + 2 w - constant
-//            V2 = d4 - d3 - 4 d2 + 4 d1 + 8 L      U2 = -4 (g0 - g1 + g2)     24 y2 = s + 4 u - constant
-//            V3 = d4 - d2 + 2 d3 - 2 d1 + 3 L      U3 = g0 + 2 g1 + 4 g2      24 y3 = t + 8 w + 4 M5 -
-//            constant V4 = d4 - d2 - 2 d3 + 2 d1 + 3 L      U4 = g0 - 2 g1 + 4 g2      s, t = M1 + M2, M1 -
-//            M2 V5 = 4 d1 - 5 d3 + d5 + 5 L           U5 = 6 g2                  u, w = M3 + M4, M3 - M4
+//          2 y0 = M0 + M1 + M2 - constant
+//          2 y1 = M1 - M2 - M3 - constant
+//
+//   four   V0 = 4 d0 - 5 d2 + d4 + 8 L         U0 = 6 g0
+//          V1 = d4 + d3 - 4 d2 - 4 d1 + 8 L    U1 = -4 (g0 + g1 + g2)
+//          V2 = d4 - d3 - 4 d2 + 4 d1 + 8 L    U2 = -4 (g0 - g1 + g2)
+//          V3 = d4 - d2 + 2 d3 - 2 d1 + 3 L    U3 = g0 + 2 g1 + 4 g2
+//          V4 = d4 - d2 - 2 d3 + 2 d1 + 3 L    U4 = g0 - 2 g1 + 4 g2
+//          V5 = 4 d1 - 5 d3 + d5 + 5 L         U5 = 6 g2
+//
+//          with s = M1 + M2, t = M1 - M2, u = M3 + M4, w = M3 - M4:
+//          24 y0 = M0 + s + u - constant
+//          24 y1 = t + 2 w - constant
+//          24 y2 = s + 4 u - constant
+//          24 y3 = t + 8 w + 4 M5 - constant
 //
 // Sums are 16-bit words and may wrap. Modulo 2^16 the 3 of 24 has an inverse, so 24 y gives 8 y: only 2 y and
 // 8 y themselves must fit. No header of an instruction set is needed here; internal linkage, since kernel
