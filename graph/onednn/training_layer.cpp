@@ -152,15 +152,16 @@ void TrainingLayer<T>::make_primitives(std::vector<TrainingWorker<T>>& workers) 
     };
     prepare(winograd_, winograd_weight_, shape.input_channels, shape.output_channels);
     prepare(winograd_gradient_, winograd_gradient_weight_, shape.output_channels, shape.input_channels);
+  } else {
+    forward_ = make(forward, convolution_forward(forward),
+                    {{DNNL_ARG_SRC, geometry.source},
+                     {DNNL_ARG_WEIGHTS, forward.weights_desc()},
+                     {DNNL_ARG_DST, geometry.destination}});
+    to_forward_ = make_reorder(geometry.master_weight, forward.weights_desc());
+    forward_weight_.reset(forward.weights_desc().get_size());
   }
-  forward_ = make(forward, convolution_forward(forward),
-                  {{DNNL_ARG_SRC, geometry.source},
-                   {DNNL_ARG_WEIGHTS, forward.weights_desc()},
-                   {DNNL_ARG_DST, geometry.destination}});
-  to_forward_ = make_reorder(geometry.master_weight, forward.weights_desc());
-  forward_weight_.reset(forward.weights_desc().get_size());
 
-  if (weight != 0) {  // the pixels need no gradient
+  if (weight != 0 && !winograd_gradient_) {  // the pixels need no gradient
     const auto data = quickest([&] {
       return convolution_backward_data::primitive_desc(
           cpu, algorithm::convolution_direct, geometry.source, geometry.weight, geometry.destination,
