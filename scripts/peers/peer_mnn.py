@@ -71,13 +71,14 @@ def runner(file: str, chunk: int, kind: type) -> Run:
 
 
 def build(row: Row, task: Task) -> Network:
-    float_file, file = str(task.folder / "fp32.mnn"), str(task.folder / "int8.mnn")
-    source = task.onnx_file()
+    source, float_file = task.onnx_file(), str(task.folder / "fp32.mnn")
     if row.bits == 32:
         convert(source, float_file)
         return Network("precision high", os.path.getsize(float_file), lambda chunk: runner(float_file, chunk, np.uint8))
-    with_float_pixels(source, source)
-    convert(source, float_file)
-    quantize(task, float_file, file)
+    float_pixels, unquantized, file = (str(task.folder / name) for name in ("float_pixels.onnx", "float_pixels.mnn",
+                                                                            "int8.mnn"))
+    with_float_pixels(source, float_pixels)
+    convert(float_pixels, unquantized)
+    quantize(task, unquantized, file)
     return Network(f"mnnquant, KL divergence on {task.calibration} images, one weight scale an output channel",
                    os.path.getsize(file), lambda chunk: runner(file, chunk, np.float32))
