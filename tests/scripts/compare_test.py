@@ -16,6 +16,7 @@ import unittest
 
 SOURCE, BENCH = map(os.path.abspath, sys.argv[1:3])
 COMPARE = os.path.join(SOURCE, "scripts", "compare")
+COMPARE_RUNS = os.path.join(SOURCE, "scripts", "compare_runs")
 NO_PEERS = {**os.environ, "NIBBLE_PEERS_VENV": "/nonexistent"}
 
 
@@ -61,6 +62,7 @@ class Compare(unittest.TestCase):
         self.assertEqual([row["name"] for row in result["ours"]], ["int2"])
         self.assertEqual(len(result["ours"][0]["seconds"]["runs"]), 2)
         self.assertGreater(result["ours"][0]["latency_seconds"]["median"], 0)
+        self.assertEqual(len(result["ours"][0]["latency_seconds"]["means"]), 2)
         self.assertEqual([row["name"] for row in result["rows"]], ["PyTorch FP32", "MNN FP32", "MNN int8"])
         for row in result["rows"]:
             self.assertNotIn("seconds", row)
@@ -71,6 +73,29 @@ class Compare(unittest.TestCase):
         rows = {row["name"]: row for row in json.loads(report.stdout)["rows"]}
         self.assertIn("not installed", rows["MNN FP32"]["note"])
         self.assertIsNone(rows["MNN FP32"]["seconds"])
+
+    def runs_compared(self, factor=1.0, rounds=3):
+        """compare_runs on ten rows, and on the same whose times are `factor` times as long."""
+        files = []
+        for number, scale in enumerate((1.0, factor)):
+            times = [scale * second for second in (1.00, 1.02, 0.99)[:rounds]]
+            rows = [{"name": f"int{bits}", "seconds": {"runs": times}, "seconds_without_loader": {"runs": times},
+                     "latency_seconds": {"means": times}} for bits in range(10)]
+            ratio = {"what": "int2 against the best int8", "ratio": 2.0, "least": 2.0}
+            files.append(pathlib.Path(self.folder.name, f"{number}.json"))
+            files[-1].write_text(json.dumps({"ours": rows[:5], "rows": rows[5:], "ratios": [ratio]}))
+        return subprocess.run([sys.executable, COMPARE_RUNS, *map(str, files)], capture_output=True, text=True,
+                              check=False, timeout=60)
+
+    def test_runs_compared(self):
+        same, near, far = self.runs_compared(), self.runs_compared(1.02), self.runs_compared(1.1)
+        self.assertEqual((same.returncode, near.returncode, far.returncode), (0, 0, 1))
+        self.assertIn("0 of 30 comparisons", near.stdout)
+        self.assertIn("| ours int3 | latency | 1,003.333 ± 37.949 | 1,023.400 ± 38.708 | +2.0 % | yes |", near.stdout)
+        self.assertIn("30 of 30 comparisons are outside", far.stdout)
+        single = self.runs_compared(rounds=1)
+        self.assertEqual((single.returncode, single.stdout), (2, ""))
+        self.assertIn("--runs 2 or more", single.stderr)
 
     def test_interrupted(self):
         self.need_data()
