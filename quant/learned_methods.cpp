@@ -166,8 +166,7 @@ QuantizedParameters reconstruct_blocks(const QuantizationTask& task, const Quant
   flush_denormals();
   const NetworkDescription& network = task.network;
   const std::size_t pixels = image_values(network);
-  const std::size_t images =
-      task.pixels.size() / pixels / at(LearnedNetwork::kGroup) * at(LearnedNetwork::kGroup);
+  const std::size_t images = task.pixels.size() / pixels / kGroupImages * kGroupImages;
   LearnedNetwork learned(network, task.folded, start, rounding);
   if (images == 0) {
     throw InputError(
@@ -253,8 +252,9 @@ QuantizedParameters distill(const QuantizationTask& task, const QuantizedParamet
   loss.logits_weight = schedule.logits_weight;
   loss.temperature = schedule.temperature;
   const auto optimizer = make_optimizer(adam(), learned.tensors(0, blocks, true, schedule.rates));
-  const int groups = std::max(1, std::min(schedule.batch, static_cast<int>(images)) / LearnedNetwork::kGroup);
-  const int batch = groups * LearnedNetwork::kGroup;
+  const int groups =
+      std::max(1, std::min(schedule.batch, static_cast<int>(images)) / static_cast<int>(kGroupImages));
+  const int batch = groups * static_cast<int>(kGroupImages);
   Batches batches(images, batch, mix_seed(task.options.seed, 100));
   std::vector<std::uint8_t> batch_pixels(at(batch) * pixels);
   double average = 0;

@@ -20,207 +20,9 @@ namespace {
 using Worker = TrainingWorker<float>;
 using Values = std::vector<float>;
 
-// AdaRound's rectified sigmoid h = clamp(sigmoid(v) * (zeta - gamma) + gamma, 0, 1).
-constexpr double kZeta = 1.1;
-constexpr double kGamma = -0.1;
-
 std::size_t at(int index) {
   return static_cast<std::size_t>(index);
 }
-
-/// A training layer for groups of images; its own normalization is not used.
-std::unique_ptr<TrainingLayer<float>> make_layer(const Convolution& shape, std::vector<Worker>& workers) {
-  const SingleThreadedCreation single;
-  auto layer = std::make_unique<TrainingLayer<float>>(shape);
-  layer->tile = LearnedNetwork::kGroup;
-  layer->weight = 1;  // 0 would mean: reads the pixels, no data gradient
-  try {
-    layer->make_primitives(workers);
-  } catch (const dnnl::error& error) {
-    throw RunError("oneDNN has no float convolution for '" + shape.name + "': " + error.what());
-  }
-  return layer;
-}
-
-/// Shortcut A of a group: rows and columns 0, 2, 4, ..., the channels in the middle; `add` goes the other
-/// way.
-template <bool add>
-void pad_group(const Convolution& conv1, float* small, float* large) {
-  const int inner = conv1.input_channels;
-  const int outer = conv1.output_channels;
-  for (int image = 0; image < LearnedNetwork::kGroup; ++image) {
-    for (int row = 0; row < conv1.output_height(); ++row) {
-      for (int column = 0; column < conv1.output_width(); ++column) {
-        float* narrow =
-            small + ((at(image) * at(conv1.input_height) + at(row * conv1.stride)) * at(conv1.input_width) +
-                     at(column * conv1.stride)) *
-                        at(inner);
-        float* wide =
-            large +
-            ((at(image) * at(conv1.output_height()) + at(row)) * at(conv1.output_width()) + at(column)) *
-                at(outer) +
-            at((outer - inner) / 2);
-        for (int c = 0; c < inner; ++c) {
-          if (add) {
-            narrow[c] += wide[c];
-          } else {
-            wide[c] = narrow[c];
-          }
-        }
-      }
-    }
-  }
-}
-
-/// The level at or below `value` and the one above it, within the layer's range.
-std::pair<float, float> neighbours(const QuantizedLayer& layer, float value) {
-  if (layer.weight_bits == 2) {
-    for (std::size_t i = 1; i + 1 < layer.levels.size(); ++i) {
-      if (value < static_cast<float>(layer.levels[i])) {
-        return {static_cast<float>(layer.levels[i - 1]), static_cast<float>(layer.levels[i])};
-      }
-    }
-    return {static_cast<float>(layer.levels[2]), static_cast<float>(layer.levels[3])};
-  }
-  const auto limit = static_cast<float>(weight_limit(layer.weight_bits));
-  const float low = std::clamp(std::floor(value), -limit, limit - 1);
-  return {low, low + 1};
-}
-
-float nearest_of(const QuantizedLayer& layer, float value) {
-  const auto [low, high] = neighbours(layer, value);
-  if (layer.weight_bits != 2) {
-    const auto limit = static_cast<float>(weight_limit(layer.weight_bits));
-    return std::nearbyint(std::clamp(value, -limit, limit));
-  }
-  return value < (low + high) / 2 ? low : high;
-}
-
-/// Integers with scales and biases of a convolution or the linear layer, as parameters with gradients.
-struct LearnedLayer {
-  QuantizedLayer start;
-  std::size_t channels, taps;
-  Values position, log_scale, bias;  ///< the parameters
-  Values position_gradient, scale_gradient, bias_gradient;
-  Values integers;           ///< what the convolution computes with
-  Values slope;              ///< d integers / d position
-  Values weight_scale;       ///< exp(log_scale)
-  Values scale, offset;      ///< S and B
-  std::vector<bool> frozen;  ///< channels without weights: only their bias is learned
-  Rounding rounding;
-
-  /// `weights`: the FP32 ones, of which integers * scale are an approximation.
-  LearnedLayer(const QuantizedLayer& layer, std::span<const float> weights, Rounding how)
-      : start(layer), channels(layer.bias.size()), taps(layer.weights.size() / channels), rounding(how) {
-    position.resize(layer.weights.size());
-    integers.resize(position.size());
-    slope.resize(position.size());
-    position_gradient.resize(position.size());
-    scale_gradient.resize(channels);
-    bias_gradient.resize(channels);
-    scale.resize(channels);
-    offset.resize(channels);
-    bias = layer.bias;
-    weight_scale = layer.weight_scale;
-    for (std::size_t c = 0; c < channels; ++c) {
-      frozen.push_back(is_zero_channel(layer, c));
-      log_scale.push_back(std::log(layer.weight_scale[c]));
-      for (std::size_t i = c * taps; i < (c + 1) * taps; ++i) {
-        const auto integer = static_cast<float>(layer.weights[i]);
-        // A correction may have changed the scale since the integers were rounded: the weight counts in the
-        // scale that suits the integers.
-        const float real = frozen[c] ? integer : weights[i] / rounding_scale(weights, c);
-        position[i] = rounding == Rounding::adaptive ? adaptive_start(real) : real;
-      }
-    }
-    clamp();
-  }
-
-  /// Of the channel: least squares of weights by integers.
-  float rounding_scale(std::span<const float> weights, std::size_t c) {
-    if (scale_channel_ != c) {
-      double product = 0;
-      double square = 0;
-      for (std::size_t i = c * taps; i < (c + 1) * taps; ++i) {
-        product += double{weights[i]} * start.weights[i];
-        square += static_cast<double>(start.weights[i]) * start.weights[i];
-      }
-      fitted_ = static_cast<float>(product / square);
-      scale_channel_ = c;
-    }
-    return fitted_;
-  }
-
-  /// v whose h puts the integer at `real`. The lower level is remembered by `low`.
-  float adaptive_start(float real) {
-    const auto [below, above] = neighbours(start, real);
-    low.push_back(below);
-    high.push_back(above);
-    const double h = std::clamp(double{(real - below) / (above - below)}, 0.01, 0.99);
-    return static_cast<float>(-std::log((kZeta - kGamma) / (h - kGamma) - 1));
-  }
-
-  static double rectified(double v, double& derivative) {
-    const double sigmoid = 1 / (1 + std::exp(-v));
-    const double h = sigmoid * (kZeta - kGamma) + kGamma;
-    derivative = h > 0 && h < 1 ? sigmoid * (1 - sigmoid) * (kZeta - kGamma) : 0;
-    return std::clamp(h, 0.0, 1.0);
-  }
-
-  /// Keeps learned weights where a small step can bring them back.
-  void clamp() {
-    if (rounding == Rounding::adaptive) return;
-    const float limit = start.weight_bits == 2 ? static_cast<float>(start.levels[3]) + 0.5F
-                                               : static_cast<float>(weight_limit(start.weight_bits)) + 0.49F;
-    for (float& value : position) value = std::clamp(value, -limit, limit);
-  }
-
-  void refresh(bool round, float input_scale, float output_scale) {
-    if (round) clamp();
-    for (std::size_t i = 0; i < position.size(); ++i) {
-      if (frozen[i / taps]) {
-        integers[i] = static_cast<float>(start.weights[i]);
-        slope[i] = 0;
-      } else if (rounding == Rounding::adaptive) {
-        double derivative = 0;
-        const double h = rectified(double{position[i]}, derivative);
-        const double gap = double{high[i] - low[i]};
-        integers[i] = static_cast<float>(double{low[i]} + gap * h);
-        slope[i] = static_cast<float>(gap * derivative);
-      } else {
-        integers[i] = round ? nearest_of(start, position[i]) : position[i];
-        slope[i] = 1;
-      }
-    }
-    for (std::size_t c = 0; c < channels; ++c) {
-      weight_scale[c] = frozen[c] ? start.weight_scale[c] : std::exp(log_scale[c]);
-      scale[c] = requantize_scale(input_scale, weight_scale[c], output_scale);
-      offset[c] = scale_ratio(bias[c], output_scale);
-    }
-  }
-
-  QuantizedLayer result() const {
-    QuantizedLayer layer = start;
-    for (std::size_t i = 0; i < position.size(); ++i) {
-      if (frozen[i / taps]) continue;
-      float value = position[i];
-      if (rounding == Rounding::adaptive) {
-        double derivative = 0;
-        value = rectified(double{position[i]}, derivative) >= 0.5 ? high[i] : low[i];
-      }
-      layer.weights[i] = static_cast<std::int16_t>(nearest_of(start, value));
-    }
-    layer.weight_scale = weight_scale;
-    layer.bias = bias;
-    return layer;
-  }
-
-  Values low, high;  ///< adaptive: the two levels of each weight
-
- private:
-  std::size_t scale_channel_ = static_cast<std::size_t>(-1);
-  float fitted_ = 1;
-};
 
 struct LearnedConvolution : LearnedLayer {
   LearnedConvolution(const QuantizedLayer& layer, std::span<const float> weights, Rounding how,
@@ -230,8 +32,8 @@ struct LearnedConvolution : LearnedLayer {
   std::unique_ptr<TrainingLayer<float>> training;
   AlignedBuffer<float> partials;  ///< weight gradients of the groups
   Values channel_sums;            ///< [group][offset sums, scale sums]
-  std::size_t output_values() const { return training->output_image() * at(LearnedNetwork::kGroup); }
-  std::size_t input_values() const { return training->input_image() * at(LearnedNetwork::kGroup); }
+  std::size_t output_values() const { return training->output_image() * kGroupImages; }
+  std::size_t input_values() const { return training->input_image() * kGroupImages; }
 };
 
 /// An activation scale.
@@ -296,7 +98,7 @@ struct LearnedNetwork::Implementation {
     for (std::size_t i = 1; i < convolutions.size(); ++i) {
       convolutions[i] =
           std::make_unique<LearnedConvolution>(start.convolutions[i], folded.convolutions[i].weight, rounding,
-                                               make_layer(network.convolutions[i], workers));
+                                               make_group_layer(network.convolutions[i], workers));
     }
     linear = std::make_unique<LearnedLayer>(start.linear, folded.linear_weight, rounding);
     for (std::size_t i = 0; i < network.blocks.size(); ++i) {
@@ -414,7 +216,7 @@ struct LearnedNetwork::Implementation {
                          own.shortcut.data());
       residual = own.shortcut.data();
     } else if (block.shortcut == Shortcut::pad_channels) {
-      pad_group<false>(conv1.training->shape, const_cast<float*>(stream), own.shortcut.data());
+      pad_group(conv1.training->shape, stream, own.shortcut.data());
       residual = own.shortcut.data();
     }
     conv2.training->forward(thread, worker, own.middle.data(), own.acc2.data());
@@ -476,7 +278,7 @@ struct LearnedNetwork::Implementation {
     if (block.shortcut == Shortcut::identity) {
       for (std::size_t i = 0; i < inputs; ++i) d_stream[i] += d[i];
     } else if (block.shortcut == Shortcut::pad_channels) {
-      pad_group<true>(conv1.training->shape, d_stream, d);
+      add_padded_group(conv1.training->shape, d, d_stream);
     }
     std::copy_n(d_stream, inputs, d);
   }
@@ -488,11 +290,11 @@ struct LearnedNetwork::Implementation {
     const auto features = at(network.feature_channels);
     const auto classes = at(network.classes);
     const float* stream = group.blocks.back().output.data();
-    Values pool(at(kGroup) * features);
-    Values logits(at(kGroup) * classes);
+    Values pool(kGroupImages * features);
+    Values logits(kGroupImages * classes);
     Values gradient(logits.size());
     const auto fraction = 1.0F / static_cast<float>(area);
-    for (std::size_t image = 0; image < at(kGroup); ++image) {
+    for (std::size_t image = 0; image < kGroupImages; ++image) {
       float* sum = &pool[image * features];
       for (std::size_t i = 0; i < area * features; ++i)
         sum[i % features] += stream[image * area * features + i];
@@ -510,7 +312,7 @@ struct LearnedNetwork::Implementation {
     float* scales = weights + classes * features;
     float* biases = scales + classes;
     std::fill(weights, biases + classes, 0.0F);
-    for (std::size_t image = 0; image < at(kGroup); ++image) {
+    for (std::size_t image = 0; image < kGroupImages; ++image) {
       Values d_pool(features);
       for (std::size_t c = 0; c < classes; ++c) {
         const float d = gradient[image * classes + c] * factor;
@@ -542,7 +344,7 @@ struct LearnedNetwork::Implementation {
     const std::size_t last = conv(network.blocks[at(loss.last_block - 1)].conv2).output_values();
     std::fill_n(group.d_output.data(), last, 0.0F);
     if (loss.logits_weight > 0) {
-      total += logits_loss(group, number, loss, targets.logits + number * at(kGroup * network.classes),
+      total += logits_loss(group, number, loss, targets.logits + number * kGroupImages * at(network.classes),
                            1.0 / static_cast<double>(images));
     }
     for (int b = loss.last_block - 1; b >= loss.first_block; --b) {
@@ -553,7 +355,8 @@ struct LearnedNetwork::Implementation {
         const float* found = group.blocks[at(b)].output.data();
         float* d = group.d_output.data();
         const float scale = steps[at(b)].output.scale;
-        const double mean = weight * kGroup / (static_cast<double>(images) * static_cast<double>(count));
+        const double mean = weight * static_cast<double>(kGroupImages) /
+                            (static_cast<double>(images) * static_cast<double>(count));
         const auto factor = static_cast<float>(2 * mean) * scale;
         float sums[16] = {};
         for (std::size_t i = 0; i < count; i += 16) {
@@ -584,8 +387,7 @@ struct LearnedNetwork::Implementation {
     std::vector<double> losses(groups);
 #pragma omp parallel for schedule(dynamic)
     for (std::size_t group = 0; group < groups; ++group) {
-      losses[group] =
-          group_step(omp_get_thread_num(), group, loss, stream, targets, groups * std::size_t{kGroup});
+      losses[group] = group_step(omp_get_thread_num(), group, loss, stream, targets, groups * kGroupImages);
     }
 
     for_layers(loss, [&](LearnedConvolution& each) { gather(each, groups); });
@@ -751,126 +553,6 @@ QuantizedParameters LearnedNetwork::result() const {
   }
   parameters.linear = implementation_->linear->result();
   return parameters;
-}
-
-struct FloatBlocks::Implementation {
-  NetworkDescription network;
-  FoldedParameters folded;
-  std::vector<Worker> workers;
-  std::vector<std::unique_ptr<TrainingLayer<float>>> layers;
-  struct Memory {
-    AlignedBuffer<float> pixels, stream, sums, middle, shortcut;
-  };
-  std::vector<Memory> memory;
-  std::vector<Values> outputs;
-  Values logits;
-
-  Implementation(const NetworkDescription& description, const FoldedParameters& parameters)
-      : network(description), folded(parameters), workers(at(omp_get_max_threads())) {
-    std::size_t largest = 0;
-    for (std::size_t i = 0; i < network.convolutions.size(); ++i) {
-      layers.push_back(make_layer(network.convolutions[i], workers));
-      layers[i]->set_weight(0, workers[0], folded.convolutions[i].weight.data());
-      largest = std::max({largest, layers[i]->output_image(), layers[i]->input_image()});
-    }
-    memory.resize(workers.size());
-    for (Memory& each : memory) {
-      for (auto* values : {&each.pixels, &each.stream, &each.sums, &each.middle, &each.shortcut}) {
-        values->reset(largest * at(LearnedNetwork::kGroup));
-      }
-    }
-    outputs.resize(network.blocks.size());
-  }
-
-  /// output = convolution + bias (+ residual), then ReLU if asked.
-  void convolve(int thread, int convolution, const float* input, const float* residual, bool relu,
-                float* output) {
-    Memory& own = memory[at(thread)];
-    const TrainingLayer<float>& layer = *layers[at(convolution)];
-    layer.forward(thread, workers[at(thread)], input, own.sums.data());
-    const std::size_t count = layer.output_image() * at(LearnedNetwork::kGroup);
-    const Values& bias = folded.convolutions[at(convolution)].bias;
-    const float lowest = relu ? 0.0F : -HUGE_VALF;
-    for (std::size_t pixel = 0; pixel < count; pixel += bias.size()) {
-      for (std::size_t c = 0; c < bias.size(); ++c) {
-        float value = own.sums.data()[pixel + c] + bias[c];
-        if (residual != nullptr) value += residual[pixel + c];
-        output[pixel + c] = std::max(value, lowest);
-      }
-    }
-  }
-
-  void group(int thread, std::size_t number, std::span<const std::uint8_t> pixels, std::size_t blocks) {
-    Memory& own = memory[at(thread)];
-    const std::size_t group_pixels = layers[0]->input_image() * at(LearnedNetwork::kGroup);
-    for (std::size_t i = 0; i < group_pixels; ++i) {
-      own.pixels.data()[i] =
-          (static_cast<float>(pixels[number * group_pixels + i]) / 255.0F - kPixelMean[i % 3]) /
-          kPixelDeviation[i % 3];
-    }
-    convolve(thread, 0, own.pixels.data(), nullptr, true, own.stream.data());
-    const float* stream = own.stream.data();
-    for (std::size_t b = 0; b < blocks; ++b) {
-      const Block& block = network.blocks[b];
-      const float* residual = stream;
-      if (block.shortcut == Shortcut::projection) {
-        convolve(thread, block.projection, stream, nullptr, false, own.shortcut.data());
-        residual = own.shortcut.data();
-      } else if (block.shortcut == Shortcut::pad_channels) {
-        std::fill_n(own.shortcut.data(), own.shortcut.size(), 0.0F);
-        pad_group<false>(network.convolutions[at(block.conv1)], const_cast<float*>(stream),
-                         own.shortcut.data());
-        residual = own.shortcut.data();
-      }
-      convolve(thread, block.conv1, stream, nullptr, true, own.middle.data());
-      float* output =
-          &outputs[b][number * layers[at(block.conv2)]->output_image() * at(LearnedNetwork::kGroup)];
-      convolve(thread, block.conv2, own.middle.data(), residual, true, output);
-      stream = output;
-    }
-    if (blocks < network.blocks.size()) return;
-    const auto features = at(network.feature_channels);
-    const auto area = at(network.feature_size * network.feature_size);
-    for (std::size_t image = 0; image < at(LearnedNetwork::kGroup); ++image) {
-      std::vector<double> mean(features);
-      for (std::size_t i = 0; i < area * features; ++i) {
-        mean[i % features] += double{stream[image * area * features + i]} / static_cast<double>(area);
-      }
-      for (std::size_t c = 0; c < folded.linear_bias.size(); ++c) {
-        double sum = double{folded.linear_bias[c]};
-        for (std::size_t f = 0; f < features; ++f) {
-          sum += double{folded.linear_weight[c * features + f]} * mean[f];
-        }
-        logits[(number * at(LearnedNetwork::kGroup) + image) * folded.linear_bias.size() + c] =
-            static_cast<float>(sum);
-      }
-    }
-  }
-
-  LearnedTargets run(std::span<const std::uint8_t> pixels, std::size_t blocks) {
-    const std::size_t images = pixels.size() / layers[0]->input_image();
-    for (std::size_t b = 0; b < outputs.size(); ++b) {
-      outputs[b].resize(images * layers[at(network.blocks[b].conv2)]->output_image());
-    }
-    logits.resize(images * folded.linear_bias.size());
-#pragma omp parallel for schedule(dynamic)
-    for (std::size_t number = 0; number < images / std::size_t{LearnedNetwork::kGroup}; ++number) {
-      group(omp_get_thread_num(), number, pixels, blocks);
-    }
-    LearnedTargets targets;
-    for (const Values& output : outputs) targets.blocks.push_back(output.data());
-    targets.logits = logits.data();
-    return targets;
-  }
-};
-
-FloatBlocks::FloatBlocks(const NetworkDescription& network, const FoldedParameters& folded)
-    : implementation_(std::make_unique<Implementation>(network, folded)) {}
-
-FloatBlocks::~FloatBlocks() = default;
-
-LearnedTargets FloatBlocks::run(std::span<const std::uint8_t> pixels, int blocks) {
-  return implementation_->run(pixels, at(blocks));
 }
 
 }  // namespace nibble

@@ -9,19 +9,12 @@
 #include "graph/network/fold.h"
 #include "graph/network/quantized_parameters.h"
 #include "graph/optimize/optimizer.h"
+#include "quant/float_blocks.h"
+#include "quant/image_groups.h"
+#include "quant/learned_layer.h"
 #include "quant/simulation.h"
 
 namespace nibble {
-
-/// How an integer weight depends on what is learned.
-enum class Rounding {
-  /// Each weight lies between its two neighbouring levels and a rectified sigmoid says where (AdaRound, Nagel
-  /// et al. 2020, arXiv:2004.10568); it ends at one of the two.
-  adaptive,
-  /// The nearest level of a weight that itself is learned, its gradient passed through the rounding
-  /// (Bengio et al. 2013, arXiv:1308.3432).
-  straight_through
-};
 
 /// What a step compares with the FP32 network. All losses are means over images.
 struct LearnedLoss {
@@ -33,12 +26,6 @@ struct LearnedLoss {
   /// Of temperature^2 * KL(FP32 || quantized); needs last_block to be the last of the network.
   double logits_weight = 0;
   double temperature = 4;
-};
-
-/// What the FP32 network gives for a step's images.
-struct LearnedTargets {
-  std::vector<const float*> blocks;  ///< [images][rows][columns][channels] of each block; may be null
-  const float* logits = nullptr;     ///< [images][classes]
 };
 
 /// Learning rates of the three kinds of parameters as multiples of the step's rate.
@@ -54,15 +41,13 @@ struct LearnedRates {
 /// it computes the integers of kernels/requantize.h; backward it passes gradients through each rounding. The
 /// first convolution stays as it is.
 ///
-/// Images go through all layers in groups of four, one group a thread; gradients are added in the order of
-/// the groups, so the number of threads does not matter.
+/// Images go through all layers in groups of kGroupImages, one group a thread; gradients are added in the
+/// order of the groups, so the number of threads does not matter.
 class LearnedNetwork {
  public:
   LearnedNetwork(const NetworkDescription& network, const FoldedParameters& folded,
                  const QuantizedParameters& start, Rounding rounding);
   ~LearnedNetwork();
-
-  static constexpr int kGroup = 4;  ///< a step's images are a multiple
 
   /// Parameters of blocks first .. last - 1, and of the linear layer where `linear`; for make_optimizer.
   std::vector<OptimizedTensor> tensors(int first, int last, bool linear, const LearnedRates& rates);
@@ -70,7 +55,8 @@ class LearnedNetwork {
   /// Makes the integers and factors from the parameters: after each change of them.
   void refresh(int first, int last);
 
-  /// Loss and gradients for `images` images whose integer stream before block first_block is `stream`.
+  /// Loss and gradients for a multiple of kGroupImages images whose integer stream before block first_block
+  /// is `stream`.
   double step(const LearnedLoss& loss, std::span<const std::int16_t> stream, const LearnedTargets& targets);
 
   /// AdaRound's regularizer weight * sum(1 - |2 h - 1|^beta), added to the gradients of a step. Returns it.
@@ -81,21 +67,6 @@ class LearnedNetwork {
 
   /// What has been learned so far, as integers.
   QuantizedParameters result() const;
-
- private:
-  struct Implementation;
-  std::unique_ptr<Implementation> implementation_;
-};
-
-/// The FP32 network in the same groups: pixels to the outputs of all blocks and logits.
-class FloatBlocks {
- public:
-  FloatBlocks(const NetworkDescription& network, const FoldedParameters& folded);
-  ~FloatBlocks();
-
-  /// `pixels`: images x NHWC, a multiple of LearnedNetwork::kGroup of them. Runs the first `blocks` blocks
-  /// only, and the linear layer if these are all. Pointers stay valid until the next call.
-  LearnedTargets run(std::span<const std::uint8_t> pixels, int blocks);
 
  private:
   struct Implementation;
