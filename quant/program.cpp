@@ -242,7 +242,8 @@ void add_quant_options(CLI::App& app, QuantOptions& options) {
       ->check(CLI::Range(1, 50000));
   app.add_option("--method", options.method,
                  "How weights are rounded: " + method_names +
-                     "; auto (default) is blocks, which takes minutes, at 2 bits and nearest at all others");
+                     "; auto (default) is brecq at 4 bits and blocks at 2, which take minutes, and nearest "
+                     "at all others");
   app.add_option("--learning-steps", options.learning_steps,
                  "Steps of each stage of a method that learns (default: the method's own number)")
       ->check(CLI::Range(1, 1000000));
