@@ -324,14 +324,10 @@ void output_any(const OutputStage& stage, const ConvolutionCall& call, const Blo
   }
 }
 
-/// V of one channel group and 8 lanes of `Tiles` tiles of two positions. d: of the first input, inputs are
-/// `stride` bytes apart; store(tile, point, V).
-template <int Tiles, typename Store>
-inline __attribute__((always_inline)) void transform_two(const std::uint8_t* d, std::ptrdiff_t stride,
-                                                         int limit, Store store) {
-  const auto load = [&](int i) {
-    return loaded_once(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(d + i * stride)));
-  };
+/// V of one channel group and 8 lanes of `Tiles` tiles of two positions. load(i): input i of the first tile;
+/// store(tile, point, V).
+template <int Tiles, typename Load, typename Store>
+inline __attribute__((always_inline)) void transform_two(int limit, Load load, Store store) {
   const __m256i added = _mm256_set1_epi8(static_cast<char>(limit));
   __m256i d1 = load(1);
   __m256i d0_added = _mm256_add_epi8(load(0), added);
@@ -349,12 +345,8 @@ inline __attribute__((always_inline)) void transform_two(const std::uint8_t* d, 
 }
 
 /// The same for tiles of four positions. Activations are at most 15 there, so that 4 d stays in its byte.
-template <int Tiles, typename Store>
-inline __attribute__((always_inline)) void transform_four(const std::uint8_t* d, std::ptrdiff_t stride,
-                                                          int limit, Store store) {
-  const auto load = [&](int i) {
-    return loaded_once(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(d + i * stride)));
-  };
+template <int Tiles, typename Load, typename Store>
+inline __attribute__((always_inline)) void transform_four(int limit, Load load, Store store) {
   const auto times = [&](int n) { return _mm256_set1_epi8(static_cast<char>(n * limit)); };
   const auto four = [](__m256i value) { return _mm256_slli_epi16(value, 2); };
   __m256i d1 = load(1);
@@ -381,13 +373,8 @@ inline __attribute__((always_inline)) void transform_four(const std::uint8_t* d,
 }
 
 /// The same where twice the sums are enough (kFourOfTwice).
-template <int Tiles, typename Store>
-inline __attribute__((always_inline)) void transform_four_of_twice(const std::uint8_t* d,
-                                                                   std::ptrdiff_t stride, int limit,
-                                                                   Store store) {
-  const auto load = [&](int i) {
-    return loaded_once(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(d + i * stride)));
-  };
+template <int Tiles, typename Load, typename Store>
+inline __attribute__((always_inline)) void transform_four_of_twice(int limit, Load load, Store store) {
   const auto times = [&](int n) { return _mm256_set1_epi8(static_cast<char>(n * limit)); };
   const auto twice = [](__m256i value) { return _mm256_add_epi8(value, value); };
   const auto thrice = [&](__m256i value) { return _mm256_add_epi8(value, twice(value)); };
@@ -416,10 +403,17 @@ inline __attribute__((always_inline)) void transform_four_of_twice(const std::ui
   }
 }
 
+/// Ends of a whole row within a call for tiles: the input before the first position, and behind the last one,
+/// is not there and counts as zero.
+struct Ends {
+  bool before;
+  bool behind;
+};
+
 /// V of `Tiles` tiles of positions, 16 lanes: [point][line][group][tile][part]. input: of the first position.
 template <const LineFilter& filter, int Tiles>
 void transform(const ConvolutionCall& call, const Lines& lines, int groups, int activation_bits,
-               const std::uint8_t* input, std::uint8_t* to) {
+               const std::uint8_t* input, Ends ends, std::uint8_t* to) {
   const int limit = activation_limit(activation_bits);
   const std::ptrdiff_t point_bytes = std::ptrdiff_t{lines.count} * groups * Tiles * kBlockBytes;
   for (int line = 0; line < lines.count; ++line) {
@@ -431,14 +425,19 @@ void transform(const ConvolutionCall& call, const Lines& lines, int groups, int 
               reinterpret_cast<__m256i*>(to + point * point_bytes + tile * kBlockBytes + part * kPartBytes),
               v);
         };
-        const std::uint8_t* d = from + part * kPartBytes;
-        const std::ptrdiff_t stride = call.input.position_stride;
+        const auto load = [&](int i) __attribute__((always_inline)) {
+          if ((i == 0 && ends.before) || (i == filter.outputs * Tiles + 1 && ends.behind)) {
+            return _mm256_setzero_si256();
+          }
+          return loaded_once(_mm256_loadu_si256(
+              reinterpret_cast<const __m256i*>(from + part * kPartBytes + i * call.input.position_stride)));
+        };
         if constexpr (filter.outputs == 2) {
-          transform_two<Tiles>(d, stride, limit, store);
+          transform_two<Tiles>(limit, load, store);
         } else if constexpr (filter.times == 8) {
-          transform_four<Tiles>(d, stride, limit, store);
+          transform_four<Tiles>(limit, load, store);
         } else {
-          transform_four_of_twice<Tiles>(d, stride, limit, store);
+          transform_four_of_twice<Tiles>(limit, load, store);
         }
       }
     }
@@ -501,7 +500,7 @@ void run_lines(const PackedConvolution& packed, const OutputStage& stage, const 
   constexpr int kPoints = filter.points;
   constexpr int kOutputs = filter.outputs;
   using Transform = void (*)(const ConvolutionCall& call, const Lines& lines, int groups, int activation_bits,
-                             const std::uint8_t* input, std::uint8_t* to);
+                             const std::uint8_t* input, Ends ends, std::uint8_t* to);
   constexpr Transform kTransform[kPositions] = {transform<filter, 1>, transform<filter, 2>,
                                                 transform<filter, 3>};
   const int groups = groups_of(packed.shape);
@@ -534,9 +533,11 @@ void run_lines(const PackedConvolution& packed, const OutputStage& stage, const 
     const int tiles = left / ((left + kPositions - 1) / kPositions);
     const Steps steps(lines.count * groups, std::ptrdiff_t{tiles} * kBlockBytes);
     const std::ptrdiff_t point_bytes = std::ptrdiff_t{lines.count} * groups * tiles * kBlockBytes;
+    const Ends ends{call.whole_row && first == 0,
+                    call.whole_row && first + kOutputs * tiles == call.positions};
     for (int half = 0; half < kHalves; ++half) {
       kTransform[tiles - 1](call, lines, groups, packed.activation_bits,
-                            call.input.at(first, 0) + std::ptrdiff_t{half} * kBlockBytes, v);
+                            call.input.at(first, 0) + std::ptrdiff_t{half} * kBlockBytes, ends, v);
       for (int chunk = call.first_channel; chunk < call.last_channel; chunk += kFilteredChannels) {
         const int chunk_end = std::min(chunk + kFilteredChannels, last_channel);
         for (int point = 0; point < kPoints; ++point) {
@@ -574,8 +575,40 @@ void run_lines(const PackedConvolution& packed, const OutputStage& stage, const 
   }
 }
 
+bool takes_whole_rows(const PackedConvolution& packed) {
+  const bool by_four =
+      packed.program[place_of(kFourOutputs)] != 0 || packed.program[place_of(kFourOfTwice)] != 0;
+  return by_four && packed.program[place_of(kTwoOutputs)] != 0 && packed.shape.padding == 1 &&
+         packed.shape.input_width % 4 == 0;
+}
+
+void run(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call);
+
+/// A whole row's ends and its inside, each with the taps that it has.
+void run_cut(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& row) {
+  const auto run_part = [&](int first, int positions, int first_column, int last_column) {
+    std::array<Tap, kLines * kLines> taps;
+    std::size_t count = 0;
+    for (const Tap& tap : row.taps) {
+      const int column = tap.index % kLines;
+      if (first_column <= column && column < last_column) taps[count++] = tap;
+    }
+    const auto behind = [&](auto view) {
+      view.data += first * view.position_stride;
+      return view;
+    };
+    run(packed, stage,
+        {behind(row.input), std::span(taps).first(count), positions, row.first_channel, row.last_channel,
+         behind(row.output), behind(row.residual), behind(row.derived)});
+  };
+  run_part(0, 1, 1, kLines);
+  run_part(1, row.positions - 2, 0, kLines);
+  run_part(row.positions - 1, 1, 0, kLines - 1);
+}
+
 void run(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call) {
   const bool own_output = has_byte_form(stage, call, kLargestSum);
+  if (call.whole_row && !own_output) return run_cut(packed, stage, call);
   const DerivedInput derived(stage);
   int filtered = 0;
   if (packed.program[place_of(kTwoOutputs)] != 0 && own_output && call.positions > 1) {
@@ -583,8 +616,8 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
     if (lines.count > 0) {
       // Of 4 to 7 positions, two or three pairs fill a register block better than a four and the rest.
       const bool eight_times = packed.program[place_of(kFourOutputs)] != 0;
-      const bool by_four =
-          (eight_times || packed.program[place_of(kFourOfTwice)] != 0) && call.positions >= 8;
+      const bool by_four = (eight_times || packed.program[place_of(kFourOfTwice)] != 0) &&
+                           (call.positions >= 8 || call.whole_row);
       const int in_fours = by_four ? call.positions / 4 * 4 : 0;
       const int in_twos = (call.positions - in_fours) / 2 * 2;
       if (eight_times) {
@@ -642,7 +675,7 @@ constexpr ConvolutionKernel row(std::string_view name, int weight_bits, int acti
           kLanes,      kOutputBlock,
           kQuads8,     supports,
           pack,        run,
-          kQuads8};
+          kQuads8,     takes_whole_rows};
 }
 
 constexpr std::array kRows = {
