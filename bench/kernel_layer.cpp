@@ -103,7 +103,8 @@ struct KernelLayer::Implementation {
     make_stage(packing);
     make_maps();
     const std::ptrdiff_t row = shape.input_width * input.position_bytes;
-    geometry = cut_into_runs(shape, {row, input.position_bytes});
+    geometry = cut_into_runs(shape, {row, input.position_bytes},
+                             kernel.takes_whole_rows != nullptr && kernel.takes_whole_rows(packed));
   }
 
   /// The stream is u15 in 16-bit networks, in the format of its readers; u8 in all others, as the kernel
@@ -200,7 +201,7 @@ void KernelLayer::run() {
     self.kernel.run(self.packed, self.stage,
                     {read_only(self.input.view(run, self.shape.stride)), self.geometry.tap_lists[run.taps],
                      run.positions, 0, self.shape.output_channels, self.output.view(run, 1),
-                     read_only(self.residual.view(run, 1)), self.derived.view(run, 1)});
+                     read_only(self.residual.view(run, 1)), self.derived.view(run, 1), run.whole_row});
   }
 }
 

@@ -106,6 +106,9 @@ struct ConvolutionCall {
   OutputView output;
   InputView residual;  ///< when the stage has one; may be the same memory as `output`
   OutputView derived;  ///< when the stage derives
+  /// The positions are a whole row of the map: the taps to the left of the first one and to the right of the
+  /// last would meet padding, and count nothing there. Only where ConvolutionKernel::takes_whole_rows().
+  bool whole_row = false;
 };
 
 /// A row of the registry.
@@ -127,6 +130,8 @@ struct ConvolutionKernel {
   void (*run)(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call);
   /// Of a residual that it adds fastest, where the residual is not the input of a convolution too.
   ActivationFormat stream_format = kPlanar8;
+  /// Whether it computes whole rows faster than their inside and their ends apart; nullptr: never.
+  bool (*takes_whole_rows)(const PackedConvolution& packed) = nullptr;
 };
 
 }  // namespace nibble

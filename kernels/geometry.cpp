@@ -35,10 +35,12 @@ std::vector<Band> bands(const ConvolutionShape& shape, int outputs, int inputs) 
 
 }  // namespace
 
-ConvolutionGeometry cut_into_runs(const ConvolutionShape& shape, const MapStrides& input) {
+ConvolutionGeometry cut_into_runs(const ConvolutionShape& shape, const MapStrides& input, bool whole_rows) {
   ConvolutionGeometry geometry;
+  const std::vector<Band> across = whole_rows ? std::vector<Band>{{0, shape.output_width(), 0, shape.kernel}}
+                                              : bands(shape, shape.output_width(), shape.input_width);
   for (const Band& rows : bands(shape, shape.output_height(), shape.input_height)) {
-    for (const Band& columns : bands(shape, shape.output_width(), shape.input_width)) {
+    for (const Band& columns : across) {
       std::vector<Tap> taps;
       for (int row = rows.first_tap; row < rows.last_tap; ++row) {
         for (int column = columns.first_tap; column < columns.last_tap; ++column) {
@@ -49,7 +51,7 @@ ConvolutionGeometry cut_into_runs(const ConvolutionShape& shape, const MapStride
       if (columns.count > 1 || rows.count == 1) {
         for (int i = 0; i < rows.count; ++i) {
           geometry.runs.push_back(
-              {rows.first + i, columns.first, 0, 1, columns.count, geometry.tap_lists.size()});
+              {rows.first + i, columns.first, 0, 1, columns.count, geometry.tap_lists.size(), whole_rows});
         }
       } else {
         geometry.runs.push_back({rows.first, columns.first, 1, 0, rows.count, geometry.tap_lists.size()});

@@ -22,7 +22,8 @@ struct PositionRun {
   int row_step;  ///< one of the steps is 1, the other 0
   int column_step;
   int positions;
-  std::size_t taps;  ///< index into ConvolutionGeometry::tap_lists
+  std::size_t taps;        ///< index into ConvolutionGeometry::tap_lists
+  bool whole_row = false;  ///< ConvolutionCall::whole_row
 };
 
 /// The whole map of a convolution cut into runs: inside, the rows; at the borders, rows and columns whose
@@ -31,6 +32,8 @@ struct PositionRun {
 ///   A B B B C
 ///   D E E E F      9 tap lists for a 3x3 kernel; B, E, H: one run for each row; D, F: one run down the
 ///   column D E E E F G H H H I
+///
+/// Where the kernel takes whole rows, one run for each, of three tap lists: those of B, E and H.
 struct ConvolutionGeometry {
   std::vector<std::vector<Tap>>
       tap_lists;  ///< offsets are from input position (row * stride, column * stride)
@@ -38,7 +41,8 @@ struct ConvolutionGeometry {
 };
 
 /// For maps whose lanes are images. padding must not exceed kernel / 2.
-ConvolutionGeometry cut_into_runs(const ConvolutionShape& shape, const MapStrides& input);
+ConvolutionGeometry cut_into_runs(const ConvolutionShape& shape, const MapStrides& input,
+                                  bool whole_rows = false);
 
 /// Where one image's map lies when lanes are its own positions: each channel group is a plane
 ///

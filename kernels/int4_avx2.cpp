@@ -40,7 +40,7 @@ constexpr int kHalves = kLanes / (8 * kParts);
 constexpr int kQuad = 4;               ///< input channels of a step
 constexpr int kFilteredGroups = 16;    ///< of layers that are filtered by lines
 constexpr int kFilteredOutputs = 256;  ///< output channels of layers that are
-constexpr int kHeader = 5;             ///< of the program: run length, places of two filters
+constexpr int kHeader = 7;             ///< of the program: run length, places of three filters
 constexpr float kLargestSum = 2.0F * 32768.0F * kMaximumSteps;  ///< two words a step, at the very most
 
 int groups_of(const ConvolutionShape& shape) {
@@ -179,7 +179,7 @@ void pack_lines(const ConvolutionLayer& layer, const LineFilter& filter, PackedC
 
 /// Where the program says whether a filter may be used.
 constexpr std::size_t place_of(const LineFilter& filter) {
-  return filter.outputs == 2 ? 1 : 3;
+  return filter.outputs == 2 ? 1 : filter.times == 8 ? 3 : 5;
 }
 
 PackedConvolution pack(const ConvolutionLayer& layer) {
@@ -198,8 +198,9 @@ PackedConvolution pack(const ConvolutionLayer& layer) {
       }
     }
   }
-  for (const LineFilter& filter : {kTwoOutputs, kFourOutputs}) {
-    if (!lines_are_proved(layer, filter)) continue;
+  for (const LineFilter& filter : {kTwoOutputs, kFourOutputs, kFourOfTwice}) {
+    const bool has_better = filter.outputs == 4 && packed.program[place_of(kFourOutputs)] != 0;
+    if (has_better || !lines_are_proved(layer, filter)) continue;
     packed.program[place_of(filter)] = static_cast<std::int32_t>(packed.program.size());
     packed.program[place_of(filter) + 1] = static_cast<std::int32_t>(packed.weights.size());
     pack_lines(layer, filter, packed);
@@ -323,14 +324,10 @@ void output_any(const OutputStage& stage, const ConvolutionCall& call, const Blo
   }
 }
 
-/// V of one channel group and 8 lanes of `Tiles` tiles of two positions. d: of the first input, inputs are
-/// `stride` bytes apart; store(tile, point, V).
-template <int Tiles, typename Store>
-inline __attribute__((always_inline)) void transform_two(const std::uint8_t* d, std::ptrdiff_t stride,
-                                                         int limit, Store store) {
-  const auto load = [&](int i) {
-    return loaded_once(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(d + i * stride)));
-  };
+/// V of one channel group and 8 lanes of `Tiles` tiles of two positions. load(i): input i of the first tile;
+/// store(tile, point, V).
+template <int Tiles, typename Load, typename Store>
+inline __attribute__((always_inline)) void transform_two(int limit, Load load, Store store) {
   const __m256i added = _mm256_set1_epi8(static_cast<char>(limit));
   __m256i d1 = load(1);
   __m256i d0_added = _mm256_add_epi8(load(0), added);
@@ -348,12 +345,8 @@ inline __attribute__((always_inline)) void transform_two(const std::uint8_t* d, 
 }
 
 /// The same for tiles of four positions. Activations are at most 15 there, so that 4 d stays in its byte.
-template <int Tiles, typename Store>
-inline __attribute__((always_inline)) void transform_four(const std::uint8_t* d, std::ptrdiff_t stride,
-                                                          int limit, Store store) {
-  const auto load = [&](int i) {
-    return loaded_once(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(d + i * stride)));
-  };
+template <int Tiles, typename Load, typename Store>
+inline __attribute__((always_inline)) void transform_four(int limit, Load load, Store store) {
   const auto times = [&](int n) { return _mm256_set1_epi8(static_cast<char>(n * limit)); };
   const auto four = [](__m256i value) { return _mm256_slli_epi16(value, 2); };
   __m256i d1 = load(1);
@@ -379,10 +372,48 @@ inline __attribute__((always_inline)) void transform_four(const std::uint8_t* d,
   }
 }
 
+/// The same where twice the sums are enough (kFourOfTwice).
+template <int Tiles, typename Load, typename Store>
+inline __attribute__((always_inline)) void transform_four_of_twice(int limit, Load load, Store store) {
+  const auto times = [&](int n) { return _mm256_set1_epi8(static_cast<char>(n * limit)); };
+  const auto twice = [](__m256i value) { return _mm256_add_epi8(value, value); };
+  const auto thrice = [&](__m256i value) { return _mm256_add_epi8(value, twice(value)); };
+  __m256i d0 = load(0);
+  __m256i d1 = load(1);
+  for (int tile = 0; tile < Tiles; ++tile) {
+    const __m256i d2 = load(4 * tile + 2);
+    const __m256i d3 = load(4 * tile + 3);
+    const __m256i d4 = load(4 * tile + 4);
+    const __m256i d5 = load(4 * tile + 5);
+    const __m256i a = _mm256_add_epi8(_mm256_sub_epi8(d4, d2), times(4));
+    const __m256i b = _mm256_sub_epi8(d3, d1);
+    const __m256i v3 = _mm256_add_epi8(twice(a), b);
+    const __m256i v4 = _mm256_sub_epi8(a, twice(b));
+    const __m256i sum = _mm256_add_epi8(d2, d3);
+    const __m256i difference = _mm256_sub_epi8(_mm256_sub_epi8(d2, d3), times(1));
+    const __m256i after = _mm256_add_epi8(_mm256_sub_epi8(d5, d3), times(10));
+    store(tile, 0, _mm256_add_epi8(twice(_mm256_sub_epi8(v4, _mm256_sub_epi8(d2, d0))), b));
+    store(tile, 1, _mm256_sub_epi8(_mm256_add_epi8(v3, b), thrice(sum)));
+    store(tile, 2, _mm256_add_epi8(_mm256_add_epi8(v4, a), thrice(difference)));
+    store(tile, 3, v3);
+    store(tile, 4, v4);
+    store(tile, 5, _mm256_add_epi8(twice(_mm256_sub_epi8(after, v3)), a));
+    d0 = d4;
+    d1 = d5;
+  }
+}
+
+/// Ends of a whole row within a call for tiles: the input before the first position, and behind the last one,
+/// is not there and counts as zero.
+struct Ends {
+  bool before;
+  bool behind;
+};
+
 /// V of `Tiles` tiles of positions, 16 lanes: [point][line][group][tile][part]. input: of the first position.
-template <int Outputs, int Tiles>
+template <const LineFilter& filter, int Tiles>
 void transform(const ConvolutionCall& call, const Lines& lines, int groups, int activation_bits,
-               const std::uint8_t* input, std::uint8_t* to) {
+               const std::uint8_t* input, Ends ends, std::uint8_t* to) {
   const int limit = activation_limit(activation_bits);
   const std::ptrdiff_t point_bytes = std::ptrdiff_t{lines.count} * groups * Tiles * kBlockBytes;
   for (int line = 0; line < lines.count; ++line) {
@@ -394,18 +425,33 @@ void transform(const ConvolutionCall& call, const Lines& lines, int groups, int 
               reinterpret_cast<__m256i*>(to + point * point_bytes + tile * kBlockBytes + part * kPartBytes),
               v);
         };
-        const std::uint8_t* d = from + part * kPartBytes;
-        if constexpr (Outputs == 2) transform_two<Tiles>(d, call.input.position_stride, limit, store);
-        if constexpr (Outputs == 4) transform_four<Tiles>(d, call.input.position_stride, limit, store);
+        const auto load = [&](int i) __attribute__((always_inline)) {
+          if ((i == 0 && ends.before) || (i == filter.outputs * Tiles + 1 && ends.behind)) {
+            return _mm256_setzero_si256();
+          }
+          return loaded_once(_mm256_loadu_si256(
+              reinterpret_cast<const __m256i*>(from + part * kPartBytes + i * call.input.position_stride)));
+        };
+        if constexpr (filter.outputs == 2) {
+          transform_two<Tiles>(limit, load, store);
+        } else if constexpr (filter.times == 8) {
+          transform_four<Tiles>(limit, load, store);
+        } else {
+          transform_four_of_twice<Tiles>(limit, load, store);
+        }
       }
     }
   }
 }
 
-/// The sums of a pair's points, [point][output channel][tile of four positions][part], as 8 times those of
-/// its positions: [output channel][position][part]. constants: [output channel][output].
+/// The sums of a pair's points, [point][output channel][tile of four positions][part], as `filter.times`
+/// those of its positions: [output channel][position][part]. constants: [output channel][output].
+template <const LineFilter& filter>
 void combine_four(const __m256i* points, int tiles, const std::uint32_t* constants, __m256i* to) {
-  const __m256i third = _mm256_set1_epi16(static_cast<std::int16_t>(0xAAAB));  // modulo 2^16
+  constexpr std::uint16_t kThird = 0xAAAB;  // modulo 2^16
+  constexpr std::uint16_t kFifteenth = 0xEEEF;
+  const __m256i inverse =
+      _mm256_set1_epi16(static_cast<std::int16_t>(filter.times == 8 ? kThird : kFifteenth));
   const int registers = kPair * tiles * kParts;
   for (int o = 0; o < kPair; ++o) {
     __m256i constant[4];
@@ -415,67 +461,83 @@ void combine_four(const __m256i* points, int tiles, const std::uint32_t* constan
     for (int tile = 0; tile < tiles; ++tile, to += 4 * kParts) {
       for (int part = 0; part < kParts; ++part, ++points) {
         const auto m = [&](int point) { return points[point * registers]; };
+        const auto divided = [&](int output, __m256i words) {
+          return _mm256_mullo_epi16(_mm256_add_epi16(words, constant[output]), inverse);
+        };
         const auto store = [&](int output, __m256i words) {
-          words = _mm256_add_epi16(words, constant[output]);
-          _mm256_store_si256(to + output * kParts + part, _mm256_mullo_epi16(words, third));
+          _mm256_store_si256(to + output * kParts + part, words);
         };
         const __m256i s = _mm256_add_epi16(m(1), m(2));
         const __m256i t = _mm256_sub_epi16(m(1), m(2));
+        if constexpr (filter.times == 2) {
+          const __m256i twice_m3 = _mm256_add_epi16(m(3), m(3));
+          const __m256i u = _mm256_sub_epi16(twice_m3, _mm256_slli_epi16(m(4), 2));
+          const __m256i v = _mm256_add_epi16(twice_m3, m(4));
+          const __m256i w = _mm256_add_epi16(m(3), _mm256_slli_epi16(m(4), 3));
+          const __m256i x = _mm256_sub_epi16(_mm256_slli_epi16(m(3), 3), m(4));
+          store(0, _mm256_add_epi16(m(0), divided(0, _mm256_add_epi16(s, w))));
+          store(1, divided(1, _mm256_add_epi16(t, u)));
+          store(2, divided(2, _mm256_add_epi16(s, _mm256_add_epi16(v, v))));
+          store(3, _mm256_add_epi16(m(5), divided(3, _mm256_add_epi16(t, x))));
+          continue;
+        }
         const __m256i u = _mm256_add_epi16(m(3), m(4));
         const __m256i w = _mm256_sub_epi16(m(3), m(4));
         const __m256i twice_w = _mm256_add_epi16(w, w);
-        store(0, _mm256_add_epi16(_mm256_add_epi16(m(0), s), u));
-        store(1, _mm256_add_epi16(t, twice_w));
-        store(2, _mm256_add_epi16(s, _mm256_slli_epi16(u, 2)));
-        store(3, _mm256_add_epi16(t, _mm256_slli_epi16(_mm256_add_epi16(twice_w, m(5)), 2)));
+        store(0, divided(0, _mm256_add_epi16(_mm256_add_epi16(m(0), s), u)));
+        store(1, divided(1, _mm256_add_epi16(t, twice_w)));
+        store(2, divided(2, _mm256_add_epi16(s, _mm256_slli_epi16(u, 2))));
+        store(3, divided(3, _mm256_add_epi16(t, _mm256_slli_epi16(_mm256_add_epi16(twice_w, m(5)), 2))));
       }
     }
   }
 }
 
 /// `positions` of a call from `first` on, a multiple of the filter's outputs, by line filters.
-template <int Outputs>
+template <const LineFilter& filter>
 void run_lines(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call,
                const Lines& lines, int first, int positions, const DerivedInput& derived) {
-  constexpr const LineFilter& kFilter = Outputs == 2 ? kTwoOutputs : kFourOutputs;
-  constexpr int kPoints = kFilter.points;
+  constexpr int kPoints = filter.points;
+  constexpr int kOutputs = filter.outputs;
   using Transform = void (*)(const ConvolutionCall& call, const Lines& lines, int groups, int activation_bits,
-                             const std::uint8_t* input, std::uint8_t* to);
-  constexpr Transform kTransform[kPositions] = {transform<Outputs, 1>, transform<Outputs, 2>,
-                                                transform<Outputs, 3>};
+                             const std::uint8_t* input, Ends ends, std::uint8_t* to);
+  constexpr Transform kTransform[kPositions] = {transform<filter, 1>, transform<filter, 2>,
+                                                transform<filter, 3>};
   const int groups = groups_of(packed.shape);
   const int padded = padded_channels_of(packed.shape);
   const std::ptrdiff_t line_bytes = std::ptrdiff_t{groups} * kPair * kQuad;
-  const std::uint8_t* weights = packed.weights.data() + packed.program[place_of(kFilter) + 1] +
+  const std::uint8_t* weights = packed.weights.data() + packed.program[place_of(filter) + 1] +
                                 lines.direction * (padded / kPair) * kPoints * kLines * line_bytes +
                                 lines.first * line_bytes;
-  const std::int32_t* of_lines = packed.program.data() + packed.program[place_of(kFilter)] +
-                                 (lines.direction * kLines + lines.first) * padded * Outputs;
+  const std::int32_t* of_lines = packed.program.data() + packed.program[place_of(filter)] +
+                                 (lines.direction * kLines + lines.first) * padded * kOutputs;
   const int last_channel = (call.last_channel + kOutputBlock - 1) / kOutputBlock * kOutputBlock;
-  const Output output = choose_output < Outputs == 2 ? Form::points : Form::single_run > (stage);
+  const Output output = choose_output < kOutputs == 2 ? Form::points : Form::single_run > (stage);
   // Words of the lines' constants are added apart: no carry from the lower one.
-  std::uint32_t constants[Outputs * kFilteredOutputs];
-  for (int i = 0; i < Outputs * padded; ++i) {
+  std::uint32_t constants[kOutputs * kFilteredOutputs];
+  for (int i = 0; i < kOutputs * padded; ++i) {
     std::uint32_t low = 0;
     std::uint32_t high = 0;
     for (int line = 0; line < lines.count; ++line) {
-      const auto words = static_cast<std::uint32_t>(of_lines[line * padded * Outputs + i]);
+      const auto words = static_cast<std::uint32_t>(of_lines[line * padded * kOutputs + i]);
       low += words & 0xFFFFU;
       high += words >> 16;
     }
     constants[i] = (low & 0xFFFFU) | high << 16;
   }
-  constexpr int kFilteredChannels = Outputs == 2 ? 16 : 8;  // that share the loads of a point's V
+  constexpr int kFilteredChannels = kOutputs == 2 ? 16 : 8;  // that share the loads of a point's V
   alignas(32) std::uint8_t v[kPoints * kLines * kFilteredGroups * kPositions * kBlockBytes];
   alignas(32) __m256i points[kFilteredChannels / kPair][kPoints * kPair * kPositions * kParts];
-  alignas(32) __m256i sums[kOutputBlock / kPair][Outputs * kPair * kPositions * kParts];
-  for (int left = positions / Outputs; left > 0;) {
+  alignas(32) __m256i sums[kOutputBlock / kPair][kOutputs * kPair * kPositions * kParts];
+  for (int left = positions / kOutputs; left > 0;) {
     const int tiles = left / ((left + kPositions - 1) / kPositions);
     const Steps steps(lines.count * groups, std::ptrdiff_t{tiles} * kBlockBytes);
     const std::ptrdiff_t point_bytes = std::ptrdiff_t{lines.count} * groups * tiles * kBlockBytes;
+    const Ends ends{call.whole_row && first == 0,
+                    call.whole_row && first + kOutputs * tiles == call.positions};
     for (int half = 0; half < kHalves; ++half) {
       kTransform[tiles - 1](call, lines, groups, packed.activation_bits,
-                            call.input.at(first, 0) + std::ptrdiff_t{half} * kBlockBytes, v);
+                            call.input.at(first, 0) + std::ptrdiff_t{half} * kBlockBytes, ends, v);
       for (int chunk = call.first_channel; chunk < call.last_channel; chunk += kFilteredChannels) {
         const int chunk_end = std::min(chunk + kFilteredChannels, last_channel);
         for (int point = 0; point < kPoints; ++point) {
@@ -489,42 +551,81 @@ void run_lines(const PackedConvolution& packed, const OutputStage& stage, const 
           const __m256i* of_pairs[kOutputBlock / kPair];
           for (int pair = 0; pair < kOutputBlock / kPair; ++pair) {
             of_pairs[pair] = points[(channel - chunk) / kPair + pair];
-            if constexpr (Outputs == 4) {
-              combine_four(of_pairs[pair], tiles, constants + Outputs * (channel + kPair * pair), sums[pair]);
+            if constexpr (kOutputs == 4) {
+              combine_four<filter>(of_pairs[pair], tiles, constants + kOutputs * (channel + kPair * pair),
+                                   sums[pair]);
               of_pairs[pair] = sums[pair];
             }
           }
           output(stage, call,
                  {{of_pairs[0], of_pairs[1]},
-                  Outputs * tiles,
+                  kOutputs * tiles,
                   1,
                   first,
                   channel,
                   half,
-                  float{kFilter.times},
-                  constants + Outputs * channel},
+                  float{filter.times},
+                  constants + kOutputs * channel},
                  derived);
         }
       }
     }
-    first += Outputs * tiles;
+    first += kOutputs * tiles;
     left -= tiles;
   }
 }
 
+bool takes_whole_rows(const PackedConvolution& packed) {
+  const bool by_four =
+      packed.program[place_of(kFourOutputs)] != 0 || packed.program[place_of(kFourOfTwice)] != 0;
+  return by_four && packed.program[place_of(kTwoOutputs)] != 0 && packed.shape.padding == 1 &&
+         packed.shape.input_width % 4 == 0;
+}
+
+void run(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call);
+
+/// A whole row's ends and its inside, each with the taps that it has.
+void run_cut(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& row) {
+  const auto run_part = [&](int first, int positions, int first_column, int last_column) {
+    std::array<Tap, kLines * kLines> taps;
+    std::size_t count = 0;
+    for (const Tap& tap : row.taps) {
+      const int column = tap.index % kLines;
+      if (first_column <= column && column < last_column) taps[count++] = tap;
+    }
+    const auto behind = [&](auto view) {
+      view.data += first * view.position_stride;
+      return view;
+    };
+    run(packed, stage,
+        {behind(row.input), std::span(taps).first(count), positions, row.first_channel, row.last_channel,
+         behind(row.output), behind(row.residual), behind(row.derived)});
+  };
+  run_part(0, 1, 1, kLines);
+  run_part(1, row.positions - 2, 0, kLines);
+  run_part(row.positions - 1, 1, 0, kLines - 1);
+}
+
 void run(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call) {
   const bool own_output = has_byte_form(stage, call, kLargestSum);
+  if (call.whole_row && !own_output) return run_cut(packed, stage, call);
   const DerivedInput derived(stage);
   int filtered = 0;
   if (packed.program[place_of(kTwoOutputs)] != 0 && own_output && call.positions > 1) {
     const Lines lines = lines_of(call);
     if (lines.count > 0) {
       // Of 4 to 7 positions, two or three pairs fill a register block better than a four and the rest.
-      const bool by_four = packed.program[place_of(kFourOutputs)] != 0 && call.positions >= 8;
+      const bool eight_times = packed.program[place_of(kFourOutputs)] != 0;
+      const bool by_four = (eight_times || packed.program[place_of(kFourOfTwice)] != 0) &&
+                           (call.positions >= 8 || call.whole_row);
       const int in_fours = by_four ? call.positions / 4 * 4 : 0;
       const int in_twos = (call.positions - in_fours) / 2 * 2;
-      run_lines<4>(packed, stage, call, lines, 0, in_fours, derived);
-      run_lines<2>(packed, stage, call, lines, in_fours, in_twos, derived);
+      if (eight_times) {
+        run_lines<kFourOutputs>(packed, stage, call, lines, 0, in_fours, derived);
+      } else {
+        run_lines<kFourOfTwice>(packed, stage, call, lines, 0, in_fours, derived);
+      }
+      run_lines<kTwoOutputs>(packed, stage, call, lines, in_fours, in_twos, derived);
       filtered = in_fours + in_twos;
     }
   }
@@ -574,7 +675,7 @@ constexpr ConvolutionKernel row(std::string_view name, int weight_bits, int acti
           kLanes,      kOutputBlock,
           kQuads8,     supports,
           pack,        run,
-          kQuads8};
+          kQuads8,     takes_whole_rows};
 }
 
 constexpr std::array kRows = {

@@ -27,9 +27,26 @@
 //          24 y2 = s + 4 u - constant
 //          24 y3 = t + 8 w + 4 M5 - constant
 //
-// Sums are 16-bit words and may wrap. Modulo 2^16 the 3 of 24 has an inverse, so 24 y gives 8 y: only 2 y and
-// 8 y themselves must fit. No header of an instruction set is needed here; internal linkage, since kernel
-// files are compiled for different ones.
+//   four of twice    with a = d4 - d2, b = d3 - d1, the points 0, 1, -1, 2, -1/2 and infinity:
+//          V0 = 2 a - 3 b - 2 (d2 - d0) + 8 L  U0 = g0
+//          V1 = 2 a + 2 b - 3 (d2 + d3) + 8 L  U1 = -5 (g0 + g1 + g2)
+//          V2 = 2 a - 2 b + 3 (d2 - d3) + 5 L  U2 = 5 (g0 - g1 + g2)
+//          V3 = 2 a + b + 8 L                  U3 = g0 + 2 g1 + 4 g2
+//          V4 = a - 2 b + 4 L                  U4 = -4 g0 + 2 g1 - g2
+//          V5 = 2 (d5 - d3) - 3 a - 2 b + 8 L  U5 = g2
+//
+//          with s = M1 + M2, t = M1 - M2:
+//          30 y0 = 15 M0 + s + M3 + 8 M4 - constant
+//          30 y1 = t + 2 M3 - 4 M4 - constant
+//          30 y2 = s + 4 M3 + 2 M4 - constant
+//          30 y3 = t + 8 M3 - M4 + 15 M5 - constant
+//
+// Modulo 2, a point is 0, 1 or infinity. Each of these is there twice, which is why a single 2 remains of 30
+// where the points 0, 1, -1, 2, -2 and infinity leave an 8 of 24.
+//
+// Sums are 16-bit words and may wrap. Modulo 2^16 the 3 of 24 has an inverse, so 24 y gives 8 y, and
+// 30 y gives 2 y: only 2 y and 8 y themselves must fit. No header of an instruction set is needed here;
+// internal linkage, since kernel files are compiled for different ones.
 
 #include <cstddef>
 #include <cstdint>
@@ -59,6 +76,16 @@ inline constexpr LineFilter kFourOutputs{
     {8, 8, 8, 3, 3, 5},
     {13, 10, 13, 6, 6, 10},
     {{1, 1, 1, 1, 1, 0}, {0, 1, -1, 2, -2, 0}, {0, 1, 1, 4, 4, 0}, {0, 1, -1, 8, -8, 4}}};
+inline constexpr LineFilter kFourOfTwice{
+    4,
+    6,
+    2,
+    {8, 8, 5, 8, 4, 8},
+    {15, 10, 10, 11, 7, 15},
+    {{15, 1, 1, 1, 8, 0}, {0, 1, -1, 2, -4, 0}, {0, 1, 1, 4, 2, 0}, {0, 1, -1, 8, -1, 15}}};
+/// U of its points, times g0, g1, g2.
+inline constexpr int kWeightsOfTwice[6][3] = {{1, 0, 0}, {-5, -5, -5}, {5, -5, 5},
+                                              {1, 2, 4}, {-4, 2, -1},  {0, 0, 1}};
 
 /// The number of tap `place` of a line.
 constexpr int tap_of_line(int direction, int line, int place) {
@@ -68,6 +95,10 @@ constexpr int tap_of_line(int direction, int line, int place) {
 /// U of one point from a line's three weights.
 constexpr int point_weight(const LineFilter& filter, int point, int g0, int g1, int g2) {
   const bool four = filter.outputs == 4;
+  if (four && filter.times == 2) {
+    const int(&of)[3] = kWeightsOfTwice[point];
+    return of[0] * g0 + of[1] * g1 + of[2] * g2;
+  }
   switch (point) {
     case 0:
       return four ? 6 * g0 : 2 * g0;

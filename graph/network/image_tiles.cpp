@@ -48,7 +48,10 @@ ImageTiles::ImageTiles(const IntegerPlan& plan) {
     const ConvolutionShape shape = tile_shape(plan, i);
     const std::ptrdiff_t bytes =
         position_bytes(plan, shape.input_channels, plan.convolutions[i].kernel->input_format);
-    geometries_.push_back(cut_into_runs(shape, {shape.input_width * bytes, bytes}));
+    const auto takes_whole_rows = plan.convolutions[i].kernel->takes_whole_rows;
+    geometries_.push_back(
+        cut_into_runs(shape, {shape.input_width * bytes, bytes},
+                      takes_whole_rows != nullptr && takes_whole_rows(plan.convolutions[i].packed)));
   }
   const ActivationFormat& format = plan.convolutions[0].kernel->input_format;
   border_.resize(static_cast<std::size_t>(position_bytes(plan, 3, format)));
@@ -125,7 +128,7 @@ void ImageTiles::run_layer(const IntegerPlan& plan, std::size_t index, std::size
                  {as_input(view(input_map, shape.stride, kernel.input_format)),
                   geometries_[index].tap_lists[run.taps], run.positions, 0, shape.output_channels,
                   view(maps[0], 1, stage.format), as_input(view(maps[1], 1, stage.residual_format)),
-                  view(maps[2], 1, stage.derived_format)});
+                  view(maps[2], 1, stage.derived_format), run.whole_row});
     }
   }
 }

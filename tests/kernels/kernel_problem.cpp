@@ -437,7 +437,10 @@ std::string check_kernel(const ConvolutionKernel& kernel, const KernelProblem& p
     clear(target, stage.format);
     clear(derived, derived_format);
   } else {
-    const ConvolutionGeometry geometry = cut_into_runs(shape, input.strides());
+    // Kernels that take whole rows compute them cut too.
+    const bool whole_rows =
+        kernel.takes_whole_rows != nullptr && kernel.takes_whole_rows(packed) && random() % 4 != 0;
+    const ConvolutionGeometry geometry = cut_into_runs(shape, input.strides(), whole_rows);
     for (int block = 0; block < problem.lane_blocks; ++block) {
       for (const PositionRun& position_run : geometry.runs) {
         const auto view = [&](LaneMap& of, const ActivationFormat& format, int stride) {
@@ -449,7 +452,8 @@ std::string check_kernel(const ConvolutionKernel& kernel, const KernelProblem& p
         };
         run({as_input(view(input, kernel.input_format, shape.stride)), geometry.tap_lists[position_run.taps],
              position_run.positions, 0, 0, view(target, stage.format, 1),
-             as_input(view(residual_map, residual_format, 1)), view(derived, derived_format, 1)});
+             as_input(view(residual_map, residual_format, 1)), view(derived, derived_format, 1),
+             position_run.whole_row});
       }
     }
   }
