@@ -143,8 +143,9 @@ std::uint32_t line_constant(const ConvolutionLayer& layer, const LineFilter& fil
     std::uint16_t& word = words[i % kQuad / 2];
     for (int point = 0; point < filter.points; ++point) {
       const int weight = point_weight_of(layer, filter, output_channel, direction, line, point, i);
-      word = static_cast<std::uint16_t>(word - filter.outputs_of[output][point] * filter.added[point] *
-                                                   limit * weight);
+      word = static_cast<std::uint16_t>(word -
+                                        filter.outputs_of[output][point] *
+                                            static_cast<std::uint32_t>(filter.added[point] * limit * weight));
     }
   }
   return words[0] | std::uint32_t{words[1]} << 16;
@@ -324,53 +325,12 @@ void output_any(const OutputStage& stage, const ConvolutionCall& call, const Blo
   }
 }
 
-/// V of one channel group and 8 lanes of `Tiles` tiles of two positions. load(i): input i of the first tile;
-/// store(tile, point, V).
-template <int Tiles, typename Load, typename Store>
-inline __attribute__((always_inline)) void transform_two(int limit, Load load, Store store) {
-  const __m256i added = _mm256_set1_epi8(static_cast<char>(limit));
-  __m256i d1 = load(1);
-  __m256i d0_added = _mm256_add_epi8(load(0), added);
-  for (int tile = 0; tile < Tiles; ++tile) {
-    const __m256i d2 = load(2 * tile + 2);
-    const __m256i d3 = load(2 * tile + 3);
-    const __m256i d2_added = _mm256_add_epi8(d2, added);
-    store(tile, 0, _mm256_sub_epi8(d0_added, d2));
-    store(tile, 1, _mm256_add_epi8(d1, d2));
-    store(tile, 2, _mm256_sub_epi8(d2_added, d1));
-    store(tile, 3, _mm256_sub_epi8(_mm256_add_epi8(d1, added), d3));
-    d0_added = d2_added;
-    d1 = d3;
-  }
-}
-
-/// The same for tiles of four positions. Activations are at most 15 there, so that 4 d stays in its byte.
-template <int Tiles, typename Load, typename Store>
-inline __attribute__((always_inline)) void transform_four(int limit, Load load, Store store) {
-  const auto times = [&](int n) { return _mm256_set1_epi8(static_cast<char>(n * limit)); };
-  const auto four = [](__m256i value) { return _mm256_slli_epi16(value, 2); };
-  __m256i d1 = load(1);
-  __m256i four_d0 = four(load(0));
-  for (int tile = 0; tile < Tiles; ++tile) {
-    const __m256i d2 = load(4 * tile + 2);
-    const __m256i d3 = load(4 * tile + 3);
-    const __m256i d4 = load(4 * tile + 4);
-    const __m256i d5 = load(4 * tile + 5);
-    const __m256i p = _mm256_add_epi8(_mm256_sub_epi8(d4, four(d2)), times(8));
-    const __m256i q = _mm256_sub_epi8(four(d1), d3);
-    const __m256i a = _mm256_add_epi8(_mm256_sub_epi8(d4, d2), times(3));
-    const __m256i b = _mm256_sub_epi8(d3, d1);
-    const __m256i twice_b = _mm256_add_epi8(b, b);
-    store(tile, 0, _mm256_add_epi8(four_d0, _mm256_sub_epi8(p, d2)));
-    store(tile, 1, _mm256_sub_epi8(p, q));
-    store(tile, 2, _mm256_add_epi8(p, q));
-    store(tile, 3, _mm256_add_epi8(a, twice_b));
-    store(tile, 4, _mm256_sub_epi8(a, twice_b));
-    store(tile, 5, _mm256_add_epi8(_mm256_sub_epi8(q, four(d3)), _mm256_add_epi8(d5, times(5))));
-    four_d0 = four(d4);
-    d1 = d5;
-  }
-}
+struct Bytes {
+  static __m256i repeated(int n) { return _mm256_set1_epi8(static_cast<char>(n)); }
+  static __m256i add(__m256i a, __m256i b) { return _mm256_add_epi8(a, b); }
+  static __m256i sub(__m256i a, __m256i b) { return _mm256_sub_epi8(a, b); }
+  static __m256i four(__m256i a) { return _mm256_slli_epi16(a, 2); }
+};
 
 /// The same where twice the sums are enough (kFourOfTwice).
 template <int Tiles, typename Load, typename Store>
@@ -433,9 +393,9 @@ void transform(const ConvolutionCall& call, const Lines& lines, int groups, int 
               reinterpret_cast<const __m256i*>(from + part * kPartBytes + i * call.input.position_stride)));
         };
         if constexpr (filter.outputs == 2) {
-          transform_two<Tiles>(limit, load, store);
+          transform_two<Bytes, Tiles>(limit, load, store);
         } else if constexpr (filter.times == 8) {
-          transform_four<Tiles>(limit, load, store);
+          transform_four<Bytes, Tiles>(limit, load, store);
         } else {
           transform_four_of_twice<Tiles>(limit, load, store);
         }
@@ -448,10 +408,8 @@ void transform(const ConvolutionCall& call, const Lines& lines, int groups, int 
 /// those of its positions: [output channel][position][part]. constants: [output channel][output].
 template <const LineFilter& filter>
 void combine_four(const __m256i* points, int tiles, const std::uint32_t* constants, __m256i* to) {
-  constexpr std::uint16_t kThird = 0xAAAB;  // modulo 2^16
-  constexpr std::uint16_t kFifteenth = 0xEEEF;
   const __m256i inverse =
-      _mm256_set1_epi16(static_cast<std::int16_t>(filter.times == 8 ? kThird : kFifteenth));
+      _mm256_set1_epi16(static_cast<std::int16_t>(filter.times == 8 ? kThird : kFifteenth));  // modulo 2^16
   const int registers = kPair * tiles * kParts;
   for (int o = 0; o < kPair; ++o) {
     __m256i constant[4];
@@ -461,33 +419,33 @@ void combine_four(const __m256i* points, int tiles, const std::uint32_t* constan
     for (int tile = 0; tile < tiles; ++tile, to += 4 * kParts) {
       for (int part = 0; part < kParts; ++part, ++points) {
         const auto m = [&](int point) { return points[point * registers]; };
-        const auto divided = [&](int output, __m256i words) {
-          return _mm256_mullo_epi16(_mm256_add_epi16(words, constant[output]), inverse);
-        };
+        const auto divided = [&](__m256i words) { return _mm256_mullo_epi16(words, inverse); };
         const auto store = [&](int output, __m256i words) {
-          _mm256_store_si256(to + output * kParts + part, words);
+          _mm256_store_si256(to + output * kParts + part, _mm256_add_epi16(words, constant[output]));
         };
-        const __m256i s = _mm256_add_epi16(m(1), m(2));
-        const __m256i t = _mm256_sub_epi16(m(1), m(2));
         if constexpr (filter.times == 2) {
+          const __m256i s = _mm256_add_epi16(m(1), m(2));
+          const __m256i t = _mm256_sub_epi16(m(1), m(2));
           const __m256i twice_m3 = _mm256_add_epi16(m(3), m(3));
           const __m256i u = _mm256_sub_epi16(twice_m3, _mm256_slli_epi16(m(4), 2));
           const __m256i v = _mm256_add_epi16(twice_m3, m(4));
           const __m256i w = _mm256_add_epi16(m(3), _mm256_slli_epi16(m(4), 3));
           const __m256i x = _mm256_sub_epi16(_mm256_slli_epi16(m(3), 3), m(4));
-          store(0, _mm256_add_epi16(m(0), divided(0, _mm256_add_epi16(s, w))));
-          store(1, divided(1, _mm256_add_epi16(t, u)));
-          store(2, divided(2, _mm256_add_epi16(s, _mm256_add_epi16(v, v))));
-          store(3, _mm256_add_epi16(m(5), divided(3, _mm256_add_epi16(t, x))));
+          store(0, _mm256_add_epi16(m(0), divided(_mm256_add_epi16(s, w))));
+          store(1, divided(_mm256_add_epi16(t, u)));
+          store(2, divided(_mm256_add_epi16(s, _mm256_add_epi16(v, v))));
+          store(3, _mm256_add_epi16(m(5), divided(_mm256_add_epi16(t, x))));
           continue;
         }
         const __m256i u = _mm256_add_epi16(m(3), m(4));
         const __m256i w = _mm256_sub_epi16(m(3), m(4));
         const __m256i twice_w = _mm256_add_epi16(w, w);
-        store(0, divided(0, _mm256_add_epi16(_mm256_add_epi16(m(0), s), u)));
-        store(1, divided(1, _mm256_add_epi16(t, twice_w)));
-        store(2, divided(2, _mm256_add_epi16(s, _mm256_slli_epi16(u, 2))));
-        store(3, divided(3, _mm256_add_epi16(t, _mm256_slli_epi16(_mm256_add_epi16(twice_w, m(5)), 2))));
+        const __m256i a = divided(_mm256_add_epi16(_mm256_add_epi16(m(1), m(2)), u));
+        const __m256i b = divided(_mm256_add_epi16(_mm256_sub_epi16(m(1), m(2)), twice_w));
+        store(0, _mm256_add_epi16(m(0), a));
+        store(1, b);
+        store(2, _mm256_add_epi16(a, u));
+        store(3, _mm256_add_epi16(_mm256_add_epi16(b, twice_w), m(5)));
       }
     }
   }

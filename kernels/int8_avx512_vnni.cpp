@@ -12,14 +12,15 @@
 //   weights:  s8 [block of 4 output channels][tap][group of 4 input channels][4][4]
 //   program:  the largest magnitude of a sum
 
+#include "kernels/int8_avx512_vnni.h"
+
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <cstring>
 #include <utility>
 
 #include "kernels/kernels.h"
-#include "kernels/output_avx512.h"
+#include "kernels/quads_avx512_vnni.h"
 #include "kernels/steps.h"
 #include "kernels/thresholds.h"
 
@@ -27,48 +28,9 @@ namespace nibble {
 namespace {
 
 constexpr int kPositions = 3;
-constexpr int kParts = 2;  ///< registers of 16 lanes in a register block
-constexpr int kPartLanes = 16;
-constexpr int kKernelLanes = kParts * kPartLanes;  ///< tiles of 32 images fit the second-level cache
-constexpr int kQuad = 4;                           ///< input channels of a step
-constexpr int kPartBytes = kPartLanes * kQuad;
-constexpr int kStepBytes = kBlockChannels * kQuad;
 
 int groups_of(const ConvolutionShape& shape) {
   return group_count(kQuads8, shape.input_channels);
-}
-
-bool supports(const ConvolutionLayer& layer) {
-  const int steps = layer.shape.kernel * layer.shape.kernel * groups_of(layer.shape);
-  // 255 * 128 * 4 * 1024 fits s32.
-  return steps <= kMaximumSteps && weight_limit(layer.weight_bits) <= 127;
-}
-
-PackedConvolution pack(const ConvolutionLayer& layer) {
-  const int taps = layer.shape.kernel * layer.shape.kernel;
-  const int channels = layer.shape.input_channels;
-  PackedConvolution packed{layer.shape, layer.activation_bits, {}, {0}};
-  const std::size_t filter = layer.shape.filter_size();
-  for (std::size_t at = 0; at < layer.weights.size(); at += filter) {
-    const SumRange sums = reachable_sums(layer.weights.subspan(at, filter), layer.activation_bits);
-    const auto largest = static_cast<std::int32_t>(std::max(sums.highest, -sums.lowest));
-    packed.program[0] = std::max(packed.program[0], largest);
-  }
-  for (int block = 0; block < layer.shape.output_channels; block += kBlockChannels) {
-    for (int tap = 0; tap < taps; ++tap) {
-      for (int group = 0; group < groups_of(layer.shape); ++group) {
-        for (int o = block; o < block + kBlockChannels; ++o) {
-          for (int i = kQuad * group; i < kQuad * (group + 1); ++i) {
-            const bool exists = o < layer.shape.output_channels && i < channels;
-            const std::size_t at = static_cast<std::size_t>(o) * layer.shape.filter_size() +
-                                   static_cast<std::size_t>(tap * channels + i);
-            packed.weights.push_back(exists ? static_cast<std::uint8_t>(layer.weights[at]) : std::uint8_t{0});
-          }
-        }
-      }
-    }
-  }
-  return packed;
 }
 
 /// A step is one channel group of one tap: bytes from an output position's input address to its activations,
@@ -96,12 +58,6 @@ struct QuadSteps {
 struct Sums {
   __m512i words[kBlockChannels * kPositions * kParts];
 };
-
-inline __m512i broadcast_quad(const std::uint8_t* weights) {
-  std::int32_t quad = 0;
-  std::memcpy(&quad, weights, sizeof quad);
-  return loaded_once(_mm512_set1_epi32(quad));
-}
 
 /// B: positions * kParts registers; register b is part b % kParts of position b / kParts. write(i), for i
 /// below `writes`, is called between the steps, `sums` being as they were.
@@ -167,84 +123,6 @@ struct Block {
   __m512i sum(int k, int p, int part) const { return sums->words[(p * kParts + part) * kBlockChannels + k]; }
 };
 
-enum class Residual { none, unsigned_quads, signed_quads, unsigned_planar, signed_planar };
-
-constexpr bool is_signed(Residual residual) {
-  return residual == Residual::signed_quads || residual == Residual::signed_planar;
-}
-
-/// 16 lanes of residual channel `channel` + K, s32. quads: those of the block's four channels.
-template <Residual residual, int K>
-inline __m512i residual_lanes(const ConvolutionCall& call, int position, int channel, int lane,
-                              __m512i quads) {
-  if constexpr (residual == Residual::unsigned_quads) {
-    // Byte K of each lane; an index of 0x80 gives zero.
-    constexpr int kFirst = static_cast<int>(0x80808000U) + K;
-    return _mm512_shuffle_epi8(quads, _mm512_set4_epi32(kFirst + 12, kFirst + 8, kFirst + 4, kFirst));
-  } else if constexpr (residual == Residual::signed_quads) {
-    return _mm512_srai_epi32(_mm512_slli_epi32(quads, 24 - 8 * K), 24);
-  } else {
-    const __m128i bytes =
-        _mm_loadu_si128(reinterpret_cast<const __m128i*>(call.residual.at(position, channel + K) + lane));
-    return is_signed(residual) ? _mm512_cvtepi8_epi32(bytes) : _mm512_cvtepu8_epi32(bytes);
-  }
-}
-
-/// The numbers of a block's four channels.
-struct Requantization {
-  const float* scale;
-  const float* offset;
-  float ratio;
-  std::uint8_t highest;
-
-  Requantization(const OutputStage& stage, int channel)
-      : scale(stage.scale + channel),
-        offset(stage.offset + channel),
-        ratio(stage.residual_ratio),
-        highest(static_cast<std::uint8_t>(stage.range.highest)) {}
-};
-
-/// Part `part` of position `p` in bytes: four channels of 16 lanes, in 128-bit block b the lanes 4 b .. 4 b +
-/// 3 of channel 0, of 1, 2, 3.
-template <Residual residual, bool is_signed_output>
-inline __attribute__((always_inline)) __m512i requantized(const Requantization& to,
-                                                          const ConvolutionCall& call, const Block& block,
-                                                          int p, int part, int channels) {
-  const int position = block.first_position + p;
-  const int lane = part * kPartLanes;
-  __m512i quads = _mm512_setzero_si512();
-  if constexpr (residual == Residual::unsigned_quads || residual == Residual::signed_quads) {
-    quads = loaded_once(load(call.residual.at(position, block.channel / kQuad) + kQuad * lane));
-  }
-  const auto quantized = [&]<int K>(std::integral_constant<int, K>) __attribute__((always_inline)) {
-    __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(block.sum(K, p, part)), _mm512_set1_ps(to.scale[K]));
-    y = _mm512_add_ps(y, _mm512_set1_ps(to.offset[K]));
-    if constexpr (residual != Residual::none) {
-      const bool planar = residual == Residual::unsigned_planar || residual == Residual::signed_planar;
-      if (!planar || K < channels) {
-        const __m512i r = residual_lanes<residual, K>(call, position, block.channel, lane, quads);
-        y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(r), _mm512_set1_ps(to.ratio), y);
-      }
-    }
-    return _mm512_cvtps_epi32(y);  // the packs clamp
-  };
-  const __m512i words01 = _mm512_packs_epi32(quantized(std::integral_constant<int, 0>{}),
-                                             quantized(std::integral_constant<int, 1>{}));
-  const __m512i words23 = _mm512_packs_epi32(quantized(std::integral_constant<int, 2>{}),
-                                             quantized(std::integral_constant<int, 3>{}));
-  if constexpr (is_signed_output) {
-    return _mm512_packs_epi16(words01, words23);
-  } else {
-    return _mm512_min_epu8(_mm512_packus_epi16(words01, words23),
-                           _mm512_set1_epi8(static_cast<char>(to.highest)));
-  }
-}
-
-/// What requantized() gives, as quads8.
-inline __m512i to_quads(__m512i bytes) {
-  return _mm512_shuffle_epi8(bytes, _mm512_set4_epi32(0x0F0B0703, 0x0E0A0602, 0x0D090501, 0x0C080400));
-}
-
 /// Where a format's bytes go: at once (planar8, quads8), or through a tile (groups of 2 or 3 channels).
 bool is_direct(const ActivationFormat& format) {
   return format == kPlanar8 || format == kQuads8;
@@ -294,7 +172,9 @@ void output_block(const OutputStage& given_stage, const DerivedSteps& given_step
     __m512i bytes[kParts];
 #pragma GCC unroll 2
     for (int part = 0; part < kParts; ++part) {
-      bytes[part] = requantized<residual, is_signed_output>(to, call, block, p, part, channels);
+      bytes[part] = requantized<residual, is_signed_output>(
+          to, call, block.first_position + p, part, block.channel,
+          channels, [&](int k) __attribute__((always_inline)) { return block.sum(k, p, part); });
     }
     store_parts(call.output, stage.format, tile, block, p, channels, bytes);
     if (stage.derived_bits != 0) {
@@ -343,7 +223,9 @@ void accumulate_behind(const std::uint8_t* input, std::ptrdiff_t stride, const Q
   const auto write = [&](int i) __attribute__((always_inline)) {
     const int p = i / kParts;
     const int part = i % kParts;
-    const __m512i bytes = requantized<residual, is_signed_output>(to, call, block, p, part, kBlockChannels);
+    const __m512i bytes = requantized<residual, is_signed_output>(
+        to, call, block.first_position + p, part, block.channel,
+        kBlockChannels, [&](int k) __attribute__((always_inline)) { return block.sum(k, p, part); });
     const int group = block.channel / kQuad;
     const __m512i quads = to_quads(bytes);
     store(call.output.at(block.first_position + p, group) + kPartBytes * part, quads);
@@ -396,7 +278,42 @@ void output_plainly(const OutputStage& stage, const ConvolutionCall& call, const
   }
 }
 
-void run(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call) {
+}  // namespace
+
+bool supports_quads(const ConvolutionLayer& layer) {
+  const int steps = layer.shape.kernel * layer.shape.kernel * groups_of(layer.shape);
+  // 255 * 128 * 4 * 1024 fits s32.
+  return steps <= kMaximumSteps && weight_limit(layer.weight_bits) <= 127;
+}
+
+PackedConvolution pack_quads(const ConvolutionLayer& layer) {
+  const int taps = layer.shape.kernel * layer.shape.kernel;
+  const int channels = layer.shape.input_channels;
+  PackedConvolution packed{layer.shape, layer.activation_bits, {}, {0}};
+  const std::size_t filter = layer.shape.filter_size();
+  for (std::size_t at = 0; at < layer.weights.size(); at += filter) {
+    const SumRange sums = reachable_sums(layer.weights.subspan(at, filter), layer.activation_bits);
+    const auto largest = static_cast<std::int32_t>(std::max(sums.highest, -sums.lowest));
+    packed.program[0] = std::max(packed.program[0], largest);
+  }
+  for (int block = 0; block < layer.shape.output_channels; block += kBlockChannels) {
+    for (int tap = 0; tap < taps; ++tap) {
+      for (int group = 0; group < groups_of(layer.shape); ++group) {
+        for (int o = block; o < block + kBlockChannels; ++o) {
+          for (int i = kQuad * group; i < kQuad * (group + 1); ++i) {
+            const bool exists = o < layer.shape.output_channels && i < channels;
+            const std::size_t at = static_cast<std::size_t>(o) * layer.shape.filter_size() +
+                                   static_cast<std::size_t>(tap * channels + i);
+            packed.weights.push_back(exists ? static_cast<std::uint8_t>(layer.weights[at]) : std::uint8_t{0});
+          }
+        }
+      }
+    }
+  }
+  return packed;
+}
+
+void run_quads(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call) {
   const int groups = groups_of(packed.shape);
   const std::ptrdiff_t block_bytes =
       std::ptrdiff_t{packed.shape.kernel} * packed.shape.kernel * groups * kStepBytes;
@@ -447,23 +364,25 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
   }
 }
 
+namespace {
+
 constexpr ConvolutionKernel row(std::string_view name, int weight_bits, int activation_bits) {
   return {name,         InstructionSet::avx512_vnni,
           weight_bits,  activation_bits,
           kKernelLanes, kTileChannels,
-          kQuads8,      supports,
-          pack,         run,
+          kQuads8,      supports_quads,
+          pack_quads,   run_quads,
           kQuads8};
 }
 
 constexpr std::array kRows = {
-    row("int8_vnni", 8, 8), row("int8a4_vnni", 8, 4), row("int8a2_vnni", 8, 2), row("int4a8_vnni", 4, 8),
-    row("int4_vnni", 4, 4), row("int4a2_vnni", 4, 2), row("int2a8_vnni", 2, 8), row("int2a4_vnni", 2, 4),
+    row("int8_vnni", 8, 8),   row("int8a4_vnni", 8, 4), row("int8a2_vnni", 8, 2),
+    row("int4a8_vnni", 4, 8), row("int2a8_vnni", 2, 8),
 };
 
 }  // namespace
 
-std::span<const ConvolutionKernel> avx512_vnni_kernels() {
+std::span<const ConvolutionKernel> int8_avx512_vnni_kernels() {
   return kRows;
 }
 

@@ -10,7 +10,8 @@ namespace nibble {
 
 std::span<const ConvolutionKernel> reference_kernels();
 std::span<const ConvolutionKernel> int2_avx512_vbmi_kernels();
-std::span<const ConvolutionKernel> avx512_vnni_kernels();
+std::span<const ConvolutionKernel> int8_avx512_vnni_kernels();
+std::span<const ConvolutionKernel> int4_avx512_vnni_kernels();
 std::span<const ConvolutionKernel> int2_avx2_kernels();
 std::span<const ConvolutionKernel> int4_avx2_kernels();
 std::span<const ConvolutionKernel> int8_avx2_kernels();

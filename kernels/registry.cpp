@@ -12,7 +12,8 @@ std::span<const ConvolutionKernel> convolution_kernels() {
     std::vector<ConvolutionKernel> rows;
     for (const std::span<const ConvolutionKernel> more : {
              int2_avx512_vbmi_kernels(),
-             avx512_vnni_kernels(),
+             int8_avx512_vnni_kernels(),
+             int4_avx512_vnni_kernels(),
              int2_avx2_kernels(),
              int4_avx2_kernels(),
              int8_avx2_kernels(),

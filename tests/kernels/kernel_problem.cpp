@@ -56,6 +56,15 @@ Values make_weights(Random& random, const KernelProblem& problem, int bits, cons
       case Data::alternating:
         value = i % 2 == 0 ? limit : -limit;
         break;
+      case Data::lines: {
+        const auto kernel = static_cast<std::size_t>(problem.shape.kernel);
+        const std::size_t tap =
+            i / static_cast<std::size_t>(problem.shape.input_channels) % (kernel * kernel);
+        const std::size_t pattern = i / problem.shape.filter_size();
+        const std::size_t place = pattern / 8 % 2 == 0 ? tap % kernel : tap / kernel;
+        value = (pattern >> place) % 2 == 0 ? limit : -limit;
+        break;
+      }
     }
     weights[i] = static_cast<std::int16_t>(value);
   }
@@ -81,6 +90,13 @@ Values make_activations(Random& random, const KernelProblem& problem, int bits, 
       const std::size_t channel = image / 2 % static_cast<std::size_t>(problem.shape.output_channels);
       const int weight = weights[channel * filter + i % channels];
       value = (weight > 0) == (image % 2 == 0) ? limit : 0;
+    }
+    if (problem.data == Data::lines) {
+      const std::size_t image = i / map;
+      const std::size_t position = i % map / channels;
+      const auto width = static_cast<std::size_t>(problem.shape.input_width);
+      const std::size_t place = image % 2 == 0 ? position % width : position / width;
+      value = ((37 * image + 11) >> (place % 6)) % 2 == 0 ? 0 : limit;
     }
     values[i] = static_cast<std::int16_t>(value);
   }

@@ -14,9 +14,11 @@ enum class Data {
   maximum,      ///< largest weights, largest activations
   minimum,      ///< smallest weights, largest activations
   alternating,  ///< weights change sign from channel to channel, activations between 0 and the largest
-  largest_sum   ///< activations largest where one channel's weights are positive, else 0
+  largest_sum,  ///< activations largest where one channel's weights are positive, else 0
+  lines         ///< along lines of taps all patterns of signs, along rows or columns of six 0 and largest
+                ///< activations
 };
-inline constexpr int kDataKinds = 6;
+inline constexpr int kDataKinds = 7;
 
 /// One comparison of a kernel with the scalar reference, as text: what NIBBLE_KERNEL_PROBLEM takes.
 struct KernelProblem {

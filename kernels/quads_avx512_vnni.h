@@ -1,0 +1,108 @@
+#pragma once
+
+// What the AVX-512 VNNI kernels share: quads8 activations, vpdpbusd, and the requantization of sums of four
+// channels. Only files compiled for AVX-512 VNNI include this; internal linkage.
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "kernels/output_avx512.h"
+
+namespace nibble {
+namespace {
+
+inline constexpr int kParts = 2;  ///< registers of 16 lanes in a register block
+inline constexpr int kPartLanes = 16;
+inline constexpr int kKernelLanes = kParts * kPartLanes;  ///< tiles of 32 images fit the second-level cache
+inline constexpr int kQuad = 4;                           ///< input channels of a step
+inline constexpr int kPartBytes = kPartLanes * kQuad;
+inline constexpr int kStepBytes = kBlockChannels * kQuad;
+
+inline __m512i broadcast_quad(const std::uint8_t* weights) {
+  std::int32_t quad = 0;
+  std::memcpy(&quad, weights, sizeof quad);
+  return loaded_once(_mm512_set1_epi32(quad));
+}
+
+enum class Residual { none, unsigned_quads, signed_quads, unsigned_planar, signed_planar };
+
+constexpr bool is_signed(Residual residual) {
+  return residual == Residual::signed_quads || residual == Residual::signed_planar;
+}
+
+/// 16 lanes of residual channel `channel` + K, s32. quads: those of the block's four channels.
+template <Residual residual, int K>
+inline __m512i residual_lanes(const ConvolutionCall& call, int position, int channel, int lane,
+                              __m512i quads) {
+  if constexpr (residual == Residual::unsigned_quads) {
+    // Byte K of each lane; an index of 0x80 gives zero.
+    constexpr int kFirst = static_cast<int>(0x80808000U) + K;
+    return _mm512_shuffle_epi8(quads, _mm512_set4_epi32(kFirst + 12, kFirst + 8, kFirst + 4, kFirst));
+  } else if constexpr (residual == Residual::signed_quads) {
+    return _mm512_srai_epi32(_mm512_slli_epi32(quads, 24 - 8 * K), 24);
+  } else {
+    const __m128i bytes =
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(call.residual.at(position, channel + K) + lane));
+    return is_signed(residual) ? _mm512_cvtepi8_epi32(bytes) : _mm512_cvtepu8_epi32(bytes);
+  }
+}
+
+/// The numbers of a block's four channels.
+struct Requantization {
+  const float* scale;
+  const float* offset;
+  float ratio;
+  std::uint8_t highest;
+
+  Requantization(const OutputStage& stage, int channel)
+      : scale(stage.scale + channel),
+        offset(stage.offset + channel),
+        ratio(stage.residual_ratio),
+        highest(static_cast<std::uint8_t>(stage.range.highest)) {}
+};
+
+/// Part `part` of a position in bytes: four channels from `channel` on, of 16 lanes; in 128-bit block b the
+/// lanes 4 b .. 4 b + 3 of channel 0, of 1, 2, 3. sum(k): 16 lanes of channel `channel` + k, s32.
+template <Residual residual, bool is_signed_output, typename Sum>
+inline __attribute__((always_inline)) __m512i requantized(const Requantization& to,
+                                                          const ConvolutionCall& call, int position, int part,
+                                                          int channel, int channels, const Sum& sum) {
+  const int lane = part * kPartLanes;
+  __m512i quads = _mm512_setzero_si512();
+  if constexpr (residual == Residual::unsigned_quads || residual == Residual::signed_quads) {
+    quads = loaded_once(load(call.residual.at(position, channel / kQuad) + kQuad * lane));
+  }
+  const auto quantized = [&]<int K>(std::integral_constant<int, K>) __attribute__((always_inline)) {
+    __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(sum(K)), _mm512_set1_ps(to.scale[K]));
+    y = _mm512_add_ps(y, _mm512_set1_ps(to.offset[K]));
+    if constexpr (residual != Residual::none) {
+      const bool planar = residual == Residual::unsigned_planar || residual == Residual::signed_planar;
+      if (!planar || K < channels) {
+        const __m512i r = residual_lanes<residual, K>(call, position, channel, lane, quads);
+        y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(r), _mm512_set1_ps(to.ratio), y);
+      }
+    }
+    return _mm512_cvtps_epi32(y);  // the packs clamp
+  };
+  const __m512i words01 = _mm512_packs_epi32(quantized(std::integral_constant<int, 0>{}),
+                                             quantized(std::integral_constant<int, 1>{}));
+  const __m512i words23 = _mm512_packs_epi32(quantized(std::integral_constant<int, 2>{}),
+                                             quantized(std::integral_constant<int, 3>{}));
+  if constexpr (is_signed_output) {
+    return _mm512_packs_epi16(words01, words23);
+  } else {
+    return _mm512_min_epu8(_mm512_packus_epi16(words01, words23),
+                           _mm512_set1_epi8(static_cast<char>(to.highest)));
+  }
+}
+
+/// What requantized() gives, as quads8.
+inline __m512i to_quads(__m512i bytes) {
+  return _mm512_shuffle_epi8(bytes, _mm512_set4_epi32(0x0F0B0703, 0x0E0A0602, 0x0D090501, 0x0C080400));
+}
+
+}  // namespace
+}  // namespace nibble
