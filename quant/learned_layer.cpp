@@ -38,17 +38,6 @@ float nearest_of(const QuantizedLayer& layer, float value) {
   return value < (low + high) / 2 ? low : high;
 }
 
-/// The least squares fit of one channel's weights by its integers.
-float fitted_scale(std::span<const float> weights, std::span<const std::int16_t> integers) {
-  double product = 0;
-  double square = 0;
-  for (std::size_t i = 0; i < weights.size(); ++i) {
-    product += double{weights[i]} * integers[i];
-    square += static_cast<double>(integers[i]) * integers[i];
-  }
-  return static_cast<float>(product / square);
-}
-
 }  // namespace
 
 LearnedLayer::LearnedLayer(const QuantizedLayer& layer, std::span<const float> weights, Rounding how)
@@ -71,7 +60,8 @@ LearnedLayer::LearnedLayer(const QuantizedLayer& layer, std::span<const float> w
     const std::size_t first = c * taps;
     const float fitted =
         frozen[c] ? 1.0F
-                  : fitted_scale(weights.subspan(first, taps), std::span(start.weights).subspan(first, taps));
+                  : static_cast<float>(fitted_scale(weights.subspan(first, taps),
+                                                    std::span(start.weights).subspan(first, taps)));
     for (std::size_t i = first; i < first + taps; ++i) {
       const float real = frozen[c] ? static_cast<float>(layer.weights[i]) : weights[i] / fitted;
       position[i] = rounding == Rounding::adaptive ? adaptive_start(real) : real;

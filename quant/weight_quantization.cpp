@@ -61,17 +61,6 @@ double squared_error(std::span<const float> weights, double scale, std::span<con
   return sum;
 }
 
-/// The scale that fits given integers best: <w, q> / <q, q>.
-double fitted_scale(std::span<const float> weights, std::span<const std::int16_t> integers) {
-  double product = 0;
-  double square = 0;
-  for (std::size_t i = 0; i < weights.size(); ++i) {
-    product += double{weights[i]} * integers[i];
-    square += static_cast<double>(integers[i]) * integers[i];
-  }
-  return square > 0 ? product / square : 0;
-}
-
 /// Scales from a grid, the best of them refined by fitting scale and integers in turn.
 double least_squares_scale(std::span<const float> weights, double largest, const WeightRule& rule,
                            std::span<std::int16_t> integers) {
@@ -96,6 +85,16 @@ double least_squares_scale(std::span<const float> weights, double largest, const
 }
 
 }  // namespace
+
+double fitted_scale(std::span<const float> weights, std::span<const std::int16_t> integers) {
+  double product = 0;
+  double square = 0;
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    product += double{weights[i]} * integers[i];
+    square += static_cast<double>(integers[i]) * integers[i];
+  }
+  return square > 0 ? product / square : 0;
+}
 
 double round_weights(std::span<const float> weights, double scale, const WeightRule& rule,
                      std::span<std::int16_t> integers) {

@@ -31,6 +31,9 @@ inline constexpr int kRunLimit = 65538;
 double round_weights(std::span<const float> weights, double scale, const WeightRule& rule,
                      std::span<std::int16_t> integers);
 
+/// The scale that fits given integers best, by least squares: <w, q> / <q, q>; 0 when all are zero.
+double fitted_scale(std::span<const float> weights, std::span<const std::int16_t> integers);
+
 enum class ScaleChoice {
   largest,  ///< the largest magnitude becomes the largest integer
   mse       ///< the least sum of squared errors of the weights
