@@ -4,7 +4,6 @@
 #include <fmt/format.h>
 #include <omp.h>
 
-#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <iostream>
@@ -58,14 +57,6 @@ void measure_rate(benchmark::State& state, const std::string& name, double macs,
   }
 }
 
-/// Line filters (kernels/line_filter.h) need as little as half of a convolution's multiplications.
-double most_of_peak(const ConvolutionKernel& kernel, const PeakProbe* probe) {
-  if (probe == nullptr) return 1.0;
-  const bool filters_vnni = kernel.instruction_set == InstructionSet::avx512_vnni &&
-                            std::max(kernel.weight_bits, kernel.activation_bits) <= 4;
-  return filters_vnni || std::string_view(probe->name) == "int4_avx2" ? 2.0 : 1.0;
-}
-
 std::string describe(const DistinctLayer& layer) {
   const Convolution& c = layer.convolution;
   return fmt::format("{}x{} stride {}, {} -> {} channels, {}x{}", c.kernel, c.kernel, c.stride,
@@ -85,7 +76,7 @@ void register_kernels(const std::vector<DistinctLayer>& layers) {
         state.SetLabel(describe(layer));
         const PeakProbe* probe =
             find_probe(probe_name(kernel.instruction_set, kernel.weight_bits, kernel.activation_bits));
-        measure_rate(state, name, tile.multiply_accumulates(), probe, 1, most_of_peak(kernel, probe),
+        measure_rate(state, name, tile.multiply_accumulates(), probe, 1, kernel.filters_lines ? 2.0 : 1.0,
                      [&] { tile.run(); });
       });
     }

@@ -103,8 +103,7 @@ struct KernelLayer::Implementation {
     make_stage(packing);
     make_maps();
     const std::ptrdiff_t row = shape.input_width * input.position_bytes;
-    geometry = cut_into_runs(shape, {row, input.position_bytes},
-                             kernel.takes_whole_rows != nullptr && kernel.takes_whole_rows(packed));
+    geometry = cut_into_runs(shape, {row, input.position_bytes}, kernel.prefers_whole_rows(packed));
   }
 
   /// The stream is u15 in 16-bit networks, in the format of its readers; u8 in all others, as the kernel

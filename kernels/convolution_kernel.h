@@ -107,7 +107,7 @@ struct ConvolutionCall {
   InputView residual;  ///< when the stage has one; may be the same memory as `output`
   OutputView derived;  ///< when the stage derives
   /// The positions are a whole row of the map: the taps to the left of the first one and to the right of the
-  /// last would meet padding, and count nothing there. Only where ConvolutionKernel::takes_whole_rows().
+  /// last would meet padding, and count nothing there. Only where the kernel prefers_whole_rows().
   bool whole_row = false;
 };
 
@@ -132,6 +132,13 @@ struct ConvolutionKernel {
   ActivationFormat stream_format = kPlanar8;
   /// Whether it computes whole rows faster than their inside and their ends apart; nullptr: never.
   bool (*takes_whole_rows)(const PackedConvolution& packed) = nullptr;
+  /// Whether line filters (kernels/line_filter.h) may spare it up to half of a convolution's multiplications.
+  bool filters_lines = false;
+
+  /// What cut_into_runs() wants to know of a layer.
+  bool prefers_whole_rows(const PackedConvolution& packed) const {
+    return takes_whole_rows != nullptr && takes_whole_rows(packed);
+  }
 };
 
 }  // namespace nibble

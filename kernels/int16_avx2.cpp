@@ -41,13 +41,6 @@ int padded_channels_of(const ConvolutionShape& shape) {
   return (shape.output_channels + kPair - 1) / kPair * kPair;
 }
 
-/// Zero for channels that do not exist.
-std::int16_t weight_of(const ConvolutionLayer& layer, int output_channel, int tap, int channel) {
-  if (output_channel >= layer.shape.output_channels || channel >= layer.shape.input_channels) return 0;
-  return layer.weights[static_cast<std::size_t>(output_channel) * layer.shape.filter_size() +
-                       static_cast<std::size_t>(tap * layer.shape.input_channels + channel)];
-}
-
 bool supports(const ConvolutionLayer& layer) {
   return layer.shape.kernel * layer.shape.kernel * groups_of(layer.shape) <= kMostSteps;
 }

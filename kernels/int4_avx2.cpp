@@ -50,13 +50,6 @@ int padded_channels_of(const ConvolutionShape& shape) {
   return (shape.output_channels + kOutputBlock - 1) / kOutputBlock * kOutputBlock;
 }
 
-/// Zero for channels that do not exist.
-int weight_of(const ConvolutionLayer& layer, int output_channel, int tap, int channel) {
-  if (output_channel >= layer.shape.output_channels || channel >= layer.shape.input_channels) return 0;
-  return layer.weights[static_cast<std::size_t>(output_channel) * layer.shape.filter_size() +
-                       static_cast<std::size_t>(tap * layer.shape.input_channels + channel)];
-}
-
 /// The largest number of steps with which no word of any output channel leaves s16, wherever a run begins;
 /// 0 when a single pair could, which vpmaddubsw would saturate.
 int proven_run_length(const ConvolutionLayer& layer) {
@@ -86,15 +79,6 @@ int proven_run_length(const ConvolutionLayer& layer) {
 
 bool supports(const ConvolutionLayer& layer) {
   return steps_fit(layer.shape, groups_of(layer.shape), proven_run_length(layer));
-}
-
-/// U of a point; zero for channels that do not exist.
-int point_weight_of(const ConvolutionLayer& layer, const LineFilter& filter, int output_channel,
-                    int direction, int line, int point, int channel) {
-  const auto weight = [&](int place) {
-    return weight_of(layer, output_channel, tap_of_line(direction, line, place), channel);
-  };
-  return point_weight(filter, point, weight(0), weight(1), weight(2));
 }
 
 /// Whether lines of taps may be filtered: every V fits u8 and every U s8, no pair of products saturates, and
@@ -332,6 +316,14 @@ struct Bytes {
   static __m256i four(__m256i a) { return _mm256_slli_epi16(a, 2); }
 };
 
+struct Words {
+  static __m256i add(__m256i a, __m256i b) { return _mm256_add_epi16(a, b); }
+  static __m256i sub(__m256i a, __m256i b) { return _mm256_sub_epi16(a, b); }
+  static __m256i third(__m256i a) {
+    return _mm256_mullo_epi16(a, _mm256_set1_epi16(static_cast<std::int16_t>(kThird)));  // modulo 2^16
+  }
+};
+
 /// The same where twice the sums are enough (kFourOfTwice).
 template <int Tiles, typename Load, typename Store>
 inline __attribute__((always_inline)) void transform_four_of_twice(int limit, Load load, Store store) {
@@ -408,8 +400,6 @@ void transform(const ConvolutionCall& call, const Lines& lines, int groups, int 
 /// those of its positions: [output channel][position][part]. constants: [output channel][output].
 template <const LineFilter& filter>
 void combine_four(const __m256i* points, int tiles, const std::uint32_t* constants, __m256i* to) {
-  const __m256i inverse =
-      _mm256_set1_epi16(static_cast<std::int16_t>(filter.times == 8 ? kThird : kFifteenth));  // modulo 2^16
   const int registers = kPair * tiles * kParts;
   for (int o = 0; o < kPair; ++o) {
     __m256i constant[4];
@@ -419,11 +409,12 @@ void combine_four(const __m256i* points, int tiles, const std::uint32_t* constan
     for (int tile = 0; tile < tiles; ++tile, to += 4 * kParts) {
       for (int part = 0; part < kParts; ++part, ++points) {
         const auto m = [&](int point) { return points[point * registers]; };
-        const auto divided = [&](__m256i words) { return _mm256_mullo_epi16(words, inverse); };
         const auto store = [&](int output, __m256i words) {
           _mm256_store_si256(to + output * kParts + part, _mm256_add_epi16(words, constant[output]));
         };
         if constexpr (filter.times == 2) {
+          const __m256i inverse = _mm256_set1_epi16(static_cast<std::int16_t>(kFifteenth));  // modulo 2^16
+          const auto divided = [&](__m256i words) { return _mm256_mullo_epi16(words, inverse); };
           const __m256i s = _mm256_add_epi16(m(1), m(2));
           const __m256i t = _mm256_sub_epi16(m(1), m(2));
           const __m256i twice_m3 = _mm256_add_epi16(m(3), m(3));
@@ -435,17 +426,9 @@ void combine_four(const __m256i* points, int tiles, const std::uint32_t* constan
           store(1, divided(_mm256_add_epi16(t, u)));
           store(2, divided(_mm256_add_epi16(s, _mm256_add_epi16(v, v))));
           store(3, _mm256_add_epi16(m(5), divided(_mm256_add_epi16(t, x))));
-          continue;
+        } else {
+          combine_points<Words>(m, store);
         }
-        const __m256i u = _mm256_add_epi16(m(3), m(4));
-        const __m256i w = _mm256_sub_epi16(m(3), m(4));
-        const __m256i twice_w = _mm256_add_epi16(w, w);
-        const __m256i a = divided(_mm256_add_epi16(_mm256_add_epi16(m(1), m(2)), u));
-        const __m256i b = divided(_mm256_add_epi16(_mm256_sub_epi16(m(1), m(2)), twice_w));
-        store(0, _mm256_add_epi16(m(0), a));
-        store(1, b);
-        store(2, _mm256_add_epi16(a, u));
-        store(3, _mm256_add_epi16(_mm256_add_epi16(b, twice_w), m(5)));
       }
     }
   }
@@ -551,13 +534,10 @@ void run_cut(const PackedConvolution& packed, const OutputStage& stage, const Co
       const int column = tap.index % kLines;
       if (first_column <= column && column < last_column) taps[count++] = tap;
     }
-    const auto behind = [&](auto view) {
-      view.data += first * view.position_stride;
-      return view;
-    };
-    run(packed, stage,
-        {behind(row.input), std::span(taps).first(count), positions, row.first_channel, row.last_channel,
-         behind(row.output), behind(row.residual), behind(row.derived)});
+    ConvolutionCall part = part_of(row, first, positions);
+    part.taps = std::span(taps).first(count);
+    part.whole_row = false;
+    run(packed, stage, part);
   };
   run_part(0, 1, 1, kLines);
   run_part(1, row.positions - 2, 0, kLines);
@@ -633,7 +613,8 @@ constexpr ConvolutionKernel row(std::string_view name, int weight_bits, int acti
           kLanes,      kOutputBlock,
           kQuads8,     supports,
           pack,        run,
-          kQuads8,     takes_whole_rows};
+          kQuads8,     takes_whole_rows,
+          true};
 }
 
 constexpr std::array kRows = {

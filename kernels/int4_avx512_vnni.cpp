@@ -49,19 +49,6 @@ int blocks_of(const ConvolutionShape& shape) {
   return (shape.output_channels + kBlockChannels - 1) / kBlockChannels;
 }
 
-/// U of a point; zero for channels that do not exist.
-int point_weight_of(const ConvolutionLayer& layer, const LineFilter& filter, int output_channel,
-                    int direction, int line, int point, int channel) {
-  const ConvolutionShape& shape = layer.shape;
-  if (output_channel >= shape.output_channels || channel >= shape.input_channels) return 0;
-  const auto weight = [&](int place) {
-    const int tap = tap_of_line(direction, line, place);
-    return layer.weights[static_cast<std::size_t>(output_channel) * shape.filter_size() +
-                         static_cast<std::size_t>(tap * shape.input_channels + channel)];
-  };
-  return point_weight(filter, point, weight(0), weight(1), weight(2));
-}
-
 void pack_lines(const ConvolutionLayer& layer, const LineFilter& filter, PackedConvolution& packed) {
   const int groups = groups_of(layer.shape);
   const int padded = blocks_of(layer.shape) * kBlockChannels;
@@ -134,6 +121,14 @@ struct Bytes {
   static __m512i add(__m512i a, __m512i b) { return _mm512_add_epi8(a, b); }
   static __m512i sub(__m512i a, __m512i b) { return _mm512_sub_epi8(a, b); }
   static __m512i four(__m512i a) { return _mm512_slli_epi16(a, 2); }
+};
+
+struct Words {
+  static __m512i add(__m512i a, __m512i b) { return _mm512_add_epi32(a, b); }
+  static __m512i sub(__m512i a, __m512i b) { return _mm512_sub_epi32(a, b); }
+  static __m512i third(__m512i a) {
+    return _mm512_mullo_epi32(a, _mm512_set1_epi32(static_cast<std::int32_t>(kThird)));
+  }
 };
 
 using Transform = void (*)(const ConvolutionCall& call, const Lines& lines, int groups, int limit,
@@ -242,16 +237,8 @@ inline __attribute__((always_inline)) void combine(const __m512i* sums, int poin
     y[0] = _mm512_add_epi32(_mm512_add_epi32(m(0), m(1)), m(2));
     y[1] = _mm512_sub_epi32(_mm512_sub_epi32(m(1), m(2)), m(3));
   } else {
-    const __m512i third = _mm512_set1_epi32(static_cast<std::int32_t>(kThird));
-    const __m512i u = _mm512_add_epi32(m(3), m(4));
-    const __m512i w = _mm512_sub_epi32(m(3), m(4));
-    const __m512i twice_w = _mm512_add_epi32(w, w);
-    const __m512i a = _mm512_mullo_epi32(_mm512_add_epi32(_mm512_add_epi32(m(1), m(2)), u), third);
-    const __m512i b = _mm512_mullo_epi32(_mm512_add_epi32(_mm512_sub_epi32(m(1), m(2)), twice_w), third);
-    y[0] = _mm512_add_epi32(m(0), a);
-    y[1] = b;
-    y[2] = _mm512_add_epi32(a, u);
-    y[3] = _mm512_add_epi32(_mm512_add_epi32(b, twice_w), m(5));
+    combine_points<Words>(
+        m, [&](int output, __m512i words) __attribute__((always_inline)) { y[output] = words; });
   }
 }
 
@@ -430,17 +417,6 @@ void run_lines(LineCall& by_lines, Write write, int first, int positions) {
   }
 }
 
-/// `positions` of a call from `first` on.
-ConvolutionCall part_of(const ConvolutionCall& call, int first, int positions) {
-  ConvolutionCall part = call;
-  part.positions = positions;
-  part.input.data += first * call.input.position_stride;
-  part.output.data += first * call.output.position_stride;
-  part.residual.data += first * call.residual.position_stride;
-  part.derived.data += first * call.derived.position_stride;
-  return part;
-}
-
 void run(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call) {
   const bool has_lines = packed.program.size() > 1 && call.positions > 1;
   const Lines lines = has_lines ? lines_of(call) : Lines{};
@@ -466,7 +442,8 @@ constexpr ConvolutionKernel row(std::string_view name, int weight_bits, int acti
           kKernelLanes, kTileChannels,
           kQuads8,      supports_quads,
           pack,         run,
-          kQuads8};
+          kQuads8,      nullptr,
+          true};
 }
 
 constexpr std::array kRows = {

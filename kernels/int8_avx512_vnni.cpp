@@ -288,7 +288,6 @@ bool supports_quads(const ConvolutionLayer& layer) {
 
 PackedConvolution pack_quads(const ConvolutionLayer& layer) {
   const int taps = layer.shape.kernel * layer.shape.kernel;
-  const int channels = layer.shape.input_channels;
   PackedConvolution packed{layer.shape, layer.activation_bits, {}, {0}};
   const std::size_t filter = layer.shape.filter_size();
   for (std::size_t at = 0; at < layer.weights.size(); at += filter) {
@@ -301,10 +300,7 @@ PackedConvolution pack_quads(const ConvolutionLayer& layer) {
       for (int group = 0; group < groups_of(layer.shape); ++group) {
         for (int o = block; o < block + kBlockChannels; ++o) {
           for (int i = kQuad * group; i < kQuad * (group + 1); ++i) {
-            const bool exists = o < layer.shape.output_channels && i < channels;
-            const std::size_t at = static_cast<std::size_t>(o) * layer.shape.filter_size() +
-                                   static_cast<std::size_t>(tap * channels + i);
-            packed.weights.push_back(exists ? static_cast<std::uint8_t>(layer.weights[at]) : std::uint8_t{0});
+            packed.weights.push_back(static_cast<std::uint8_t>(weight_of(layer, o, tap, i)));
           }
         }
       }

@@ -52,6 +52,7 @@
 #include <cstdint>
 
 #include "kernels/convolution_kernel.h"
+#include "kernels/steps.h"
 
 namespace nibble {
 namespace {
@@ -120,6 +121,15 @@ constexpr int point_weight(const LineFilter& filter, int point, int g0, int g1, 
     default:
       return 8 * g2;
   }
+}
+
+/// The same of a layer's weights; zero for channels that do not exist.
+inline int point_weight_of(const ConvolutionLayer& layer, const LineFilter& filter, int output_channel,
+                           int direction, int line, int point, int channel) {
+  const auto weight = [&](int place) {
+    return weight_of(layer, output_channel, tap_of_line(direction, line, place), channel);
+  };
+  return point_weight(filter, point, weight(0), weight(1), weight(2));
 }
 
 /// The lines that a call's taps form; they follow each other in the kernel.
@@ -201,6 +211,21 @@ inline __attribute__((always_inline)) void transform_four(int limit, Load load, 
     four_d0 = Bytes::four(d4);
     d1 = d5;
   }
+}
+
+/// 8 y of a tile of four positions (kFourOutputs) without the constants. Words: what adds and subtracts the
+/// words of registers, and divides multiples of 3; m(point): the sums of a point; store(output, 8 y).
+template <typename Words, typename Sums, typename Store>
+inline __attribute__((always_inline)) void combine_points(const Sums& m, const Store& store) {
+  const auto u = Words::add(m(3), m(4));
+  const auto w = Words::sub(m(3), m(4));
+  const auto twice_w = Words::add(w, w);
+  const auto a = Words::third(Words::add(Words::add(m(1), m(2)), u));
+  const auto b = Words::third(Words::add(Words::sub(m(1), m(2)), twice_w));
+  store(0, Words::add(m(0), a));
+  store(1, b);
+  store(2, Words::add(a, u));
+  store(3, Words::add(Words::add(b, twice_w), m(5)));
 }
 
 }  // namespace

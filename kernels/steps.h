@@ -1,12 +1,13 @@
 #pragma once
 
 // The walk of a kernel with narrow partial sums over taps and channel groups: one list of steps, cut into
-// runs that are proved not to overflow. Internal linkage, since kernel files are compiled for different
-// instruction sets.
+// runs that are proved not to overflow; and what packing and calls of all kernels need. Internal linkage,
+// since kernel files are compiled for different instruction sets.
 
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
 #include "kernels/convolution_kernel.h"
@@ -77,6 +78,24 @@ class Steps {
   Run runs_[kMaximumSteps];
   int count_ = 0;
 };
+
+/// Zero for channels that do not exist.
+inline std::int16_t weight_of(const ConvolutionLayer& layer, int output_channel, int tap, int channel) {
+  if (output_channel >= layer.shape.output_channels || channel >= layer.shape.input_channels) return 0;
+  return layer.weights[static_cast<std::size_t>(output_channel) * layer.shape.filter_size() +
+                       static_cast<std::size_t>(tap * layer.shape.input_channels + channel)];
+}
+
+/// `positions` of a call from `first` on, with the same taps.
+inline ConvolutionCall part_of(const ConvolutionCall& call, int first, int positions) {
+  ConvolutionCall part = call;
+  part.positions = positions;
+  part.input.data += first * call.input.position_stride;
+  part.output.data += first * call.output.position_stride;
+  part.residual.data += first * call.residual.position_stride;
+  part.derived.data += first * call.derived.position_stride;
+  return part;
+}
 
 /// Whether any tap list of this layer fits into Steps: at worst every kernel row is a stretch of its own.
 inline bool steps_fit(const ConvolutionShape& shape, int groups, int run_length,

@@ -48,10 +48,9 @@ ImageTiles::ImageTiles(const IntegerPlan& plan) {
     const ConvolutionShape shape = tile_shape(plan, i);
     const std::ptrdiff_t bytes =
         position_bytes(plan, shape.input_channels, plan.convolutions[i].kernel->input_format);
-    const auto takes_whole_rows = plan.convolutions[i].kernel->takes_whole_rows;
     geometries_.push_back(
         cut_into_runs(shape, {shape.input_width * bytes, bytes},
-                      takes_whole_rows != nullptr && takes_whole_rows(plan.convolutions[i].packed)));
+                      plan.convolutions[i].kernel->prefers_whole_rows(plan.convolutions[i].packed)));
   }
   const ActivationFormat& format = plan.convolutions[0].kernel->input_format;
   border_.resize(static_cast<std::size_t>(position_bytes(plan, 3, format)));

@@ -454,8 +454,7 @@ std::string check_kernel(const ConvolutionKernel& kernel, const KernelProblem& p
     clear(derived, derived_format);
   } else {
     // Kernels that take whole rows compute them cut too.
-    const bool whole_rows =
-        kernel.takes_whole_rows != nullptr && kernel.takes_whole_rows(packed) && random() % 4 != 0;
+    const bool whole_rows = kernel.prefers_whole_rows(packed) && random() % 4 != 0;
     const ConvolutionGeometry geometry = cut_into_runs(shape, input.strides(), whole_rows);
     for (int block = 0; block < problem.lane_blocks; ++block) {
       for (const PositionRun& position_run : geometry.runs) {

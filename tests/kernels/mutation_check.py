@@ -43,7 +43,7 @@ MUTATIONS = [
     ("kernels/quads_avx512_vnni.h", "0x0F0B0703", "0x0F0B0307"),
     ("kernels/quads_avx512_vnni.h", "0x80808000U", "0x80800000U"),
     ("kernels/int4_avx512_vnni.cpp", "-filter.added[point] * limit * sum", "-filter.added[point] * sum"),
-    ("kernels/int4_avx512_vnni.cpp", "_mm512_add_epi32(_mm512_add_epi32(b, twice_w), m(5))", "_mm512_add_epi32(b, m(5))"),
+    ("kernels/line_filter.h", "Words::add(Words::add(b, twice_w), m(5))", "Words::add(b, m(5))"),
     ("kernels/int4_avx512_vnni.cpp", "block.first_part + number % block.parts", "number % block.parts"),
     ("kernels/int2_avx512_vbmi.cpp", "longest_run(ranges, 255)", "longest_run(ranges, 510)"),
     ("kernels/int2_avx512_vbmi.cpp", "_mm512_set1_epi16(256)", "_mm512_set1_epi16(255)"),
