@@ -3,30 +3,17 @@
 #include <algorithm>
 
 #include "graph/network/float_parameters.h"
+#include "graph/network/padded_shortcut.h"
 
 namespace nibble {
 namespace {
 
-/// Shortcut A: rows and columns 0, 2, 4 ... of `input`, its channels in the middle of `to` channels.
-std::vector<float> pad_channels(std::span<const float> input, int images, const Convolution& from, int to) {
-  const int channels = from.input_channels;
-  const int height = from.output_height();
-  const int width = from.output_width();
-  std::vector<float> result(static_cast<std::size_t>(images) * height * width * to);
-  for (int image = 0; image < images; ++image) {
-    for (int row = 0; row < height; ++row) {
-      for (int column = 0; column < width; ++column) {
-        const float* source =
-            &input[((static_cast<std::size_t>(image) * from.input_height + row * from.stride) *
-                        from.input_width +
-                    column * from.stride) *
-                   channels];
-        std::copy_n(source, channels,
-                    &result[((static_cast<std::size_t>(image) * height + row) * width + column) * to +
-                            (to - channels) / 2]);
-      }
-    }
-  }
+/// Shortcut A of a block that `first` begins.
+std::vector<float> pad_channels(std::span<const float> input, int images, const Convolution& first) {
+  const auto count = static_cast<std::size_t>(images);
+  std::vector<float> result(
+      count * static_cast<std::size_t>(first.output_height() * first.output_width() * first.output_channels));
+  for_padded(first, count, [&](std::size_t from, std::size_t to) { result[to] = input[from]; });
   return result;
 }
 
@@ -90,7 +77,7 @@ std::vector<float> FloatPass::run(std::span<const std::uint8_t> pixels_nhwc,
         convolve(block.projection, stream, images, shortcut);
         see({block.projection, images, shortcut, shortcut});
       } else if (block.shortcut == Shortcut::pad_channels) {
-        shortcut = pad_channels(stream, images, shape, shape.output_channels);
+        shortcut = pad_channels(stream, images, shape);
       } else {
         shortcut = stream;
       }

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "graph/network/error.h"
+#include "graph/network/padded_shortcut.h"
 
 namespace nibble {
 
@@ -331,23 +332,6 @@ void TiledTraining<T>::add_gradients(TrainingLayer<T>& layer, int slot) {
   }
 }
 
-/// visit(place in `before`, place in `after`) for every value that shortcut A passes on, of one tile.
-template <typename T, typename Visit>
-void for_padded(const Map<T>& before, const Map<T>& after, std::size_t images, const Visit& visit) {
-  const std::size_t size = index(after.size);
-  const std::size_t stride = index(before.size / after.size);
-  const std::size_t channels = index(before.channels);
-  const std::size_t added = (index(after.channels) - channels) / 2;
-  for (std::size_t row = 0; row < images * size; ++row) {
-    for (std::size_t column = 0; column < size; ++column) {
-      const std::size_t from =
-          row / size * before.image() + (row % size * index(before.size) + column) * stride * channels;
-      const std::size_t to = (row * size + column) * index(after.channels) + added;
-      for (std::size_t i = 0; i < channels; ++i) visit(from + i, to + i);
-    }
-  }
-}
-
 template <typename T>
 const T* TiledTraining<T>::padded_shortcut(std::size_t map, const Tile& tile) {
   const Map<T>& before = maps_[map - 1];
@@ -355,7 +339,7 @@ const T* TiledTraining<T>::padded_shortcut(std::size_t map, const Tile& tile) {
   const T* from = before.x.data() + tile.first * before.image();
   T* values = worker(tile).c.data();
   std::memset(static_cast<void*>(values), 0, tile.valid * after.image() * sizeof(T));
-  for_padded(before, after, tile.valid,
+  for_padded(layer(network_.blocks[map - 1].conv1).shape, tile.valid,
              [&](std::size_t source, std::size_t target) { values[target] = from[source]; });
   return values;
 }
@@ -367,7 +351,7 @@ const T* TiledTraining<T>::padded_gradient(std::size_t block, const Tile& tile) 
   const T* from = map_gradient_[current_gradient_].data() + tile.first * after.image();
   T* values = worker(tile).c.data();
   std::memset(static_cast<void*>(values), 0, tile.valid * before.image() * sizeof(T));
-  for_padded(before, after, tile.valid,
+  for_padded(layer(network_.blocks[block].conv1).shape, tile.valid,
              [&](std::size_t source, std::size_t target) { values[source] = from[target]; });
   return values;
 }
