@@ -31,9 +31,7 @@ namespace {
 std::vector<std::string> failures;
 
 const PeakProbe* probe_of(BareKind kind) {
-  const bool avx512 = onednn_isa().starts_with("avx512");
-  if (kind == BareKind::int8) return find_probe(onednn_has_vnni() ? "int8_avx512_vnni" : "int8_avx2");
-  return find_probe(avx512 ? "fp32_avx512" : "fp32_avx2");
+  return find_probe(onednn_probe_name(kind == BareKind::int8 ? 8 : 32));
 }
 
 /// Runs `work` as often as the library wants, then sets the counters GMAC/s (valid taps) and, where the

@@ -67,19 +67,10 @@ class IntegerModel : public Model {
   IntegerNetwork network_;
 };
 
-/// The probe of the fastest way to multiply these widths with oneDNN on the instruction set.
-std::string onednn_probe(int bits) {
-  const std::string isa = onednn_isa();
-  const bool avx512 = isa.starts_with("avx512");
-  if (bits == 16) return "bf16_avx512_bf16";
-  if (bits == 32) return avx512 ? "fp32_avx512" : "fp32_avx2";
-  return onednn_has_vnni() ? "int8_avx512_vnni" : "int8_avx2";
-}
-
 template <typename Network>
 void take_onednn(Network network, OpenedModel& opened) {
   opened.isa = onednn_isa();
-  opened.peak_probe = onednn_probe(opened.weight_bits);
+  opened.peak_probe = onednn_probe_name(opened.weight_bits);
   opened.implementations = network.implementations();
   opened.model = std::make_unique<OneDnnModel<Network>>(std::move(network));
 }

@@ -24,4 +24,7 @@ void run_table128_avx512_vbmi(std::int64_t steps);
 void run_int2_add_avx512_vbmi(std::int64_t steps);
 void run_table128_add_avx512_vbmi(std::int64_t steps);
 
+void run_int8_avx512_amx(std::int64_t steps);
+void run_bf16_avx512_amx(std::int64_t steps);
+
 }  // namespace nibble

@@ -10,6 +10,7 @@
 #include "bench/peak_runs.h"
 #include "bench/system.h"
 #include "graph/network/error.h"
+#include "graph/onednn/int8_network.h"
 
 namespace nibble {
 namespace {
@@ -33,6 +34,8 @@ constexpr PeakProbe kProbes[] = {
     {"int8_avx512_vnni", "vpdpbusd zmm", "avx512f avx512_vnni", 64, 0, 1, run_int8_avx512_vnni},
     {"int2_avx512_vbmi", "vpermb zmm", "avx512bw avx512vbmi", 192, 0, 1, run_int2_avx512_vbmi},
     {"table128_avx512_vbmi", "vpermi2b zmm", "avx512bw avx512vbmi", 192, 0, 1, run_table128_avx512_vbmi},
+    {"int8_avx512_amx", "tdpbsud tmm", "amx_tile amx_int8", 16384, 0, 0, run_int8_avx512_amx},
+    {"bf16_avx512_amx", "tdpbf16ps tmm", "amx_tile amx_bf16", 8192, 0, 0, run_bf16_avx512_amx},
 
     {"int16_avx2_add", "vpmaddwd, vpaddd ymm", "avx2", 16, 0, 0, run_int16_add_avx2},
     {"int8_avx2_add", "vpmaddubsw, vpmaddwd, vpaddd ymm", "avx2", 32, 0, 0, run_int8_add_avx2},
@@ -56,6 +59,8 @@ bool has_features(const PeakProbe& probe) {
   std::istringstream words(probe.cpu_features);
   for (std::string feature; words >> feature;) {
     if (!cpu_has(feature)) return false;
+    // The system has to allow them too.
+    if (feature == "amx_tile" && detected_instruction_set() < InstructionSet::avx512_amx) return false;
   }
   return true;
 }
@@ -114,11 +119,22 @@ std::string probe_name(InstructionSet instruction_set, int weight_bits, int acti
       if (widest == 2) return "int2_avx512_vbmi";
       if (widest <= 8) return "int8_avx512_vnni";
       break;
+    case InstructionSet::avx512_amx:
+      if (widest <= 8) return "int8_avx512_amx";
+      break;
   }
   // Where one side has at most 4 bits, sums of products stay in 16 bits for a while.
   if (widest == 16) return "int16_avx2";
   if (widest == 2) return "int2_avx2";
   return std::min(weight_bits, activation_bits) <= 4 ? "int4_avx2" : "int8_avx2";
+}
+
+std::string onednn_probe_name(int bits) {
+  const std::string isa = onednn_isa();
+  const bool amx = isa.starts_with("avx512_core_amx");
+  if (bits == 32) return isa.starts_with("avx512") ? "fp32_avx512" : "fp32_avx2";
+  if (bits == 16) return amx ? "bf16_avx512_amx" : "bf16_avx512_bf16";
+  return amx ? "int8_avx512_amx" : onednn_has_vnni() ? "int8_avx512_vnni" : "int8_avx2";
 }
 
 MeasuredPeak measure_peak(const PeakProbe& probe, double seconds) {

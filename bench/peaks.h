@@ -30,6 +30,9 @@ const PeakProbe* find_probe(const std::string& name);
 /// The probe of the instructions that kernels for these widths multiply with; "" for the scalar reference.
 std::string probe_name(InstructionSet instruction_set, int weight_bits, int activation_bits);
 
+/// The probe of the fastest way that oneDNN has here to multiply 32 (FP32), 16 (BF16) or 8 bits.
+std::string onednn_probe_name(int bits);
+
 struct MeasuredPeak {
   double macs_per_second;  ///< of one thread
   double hertz;            ///< from a chain of dependent additions, in turn with the probe

@@ -21,6 +21,7 @@ constexpr KnownStep kSteps[] = {
     {InstructionSet::avx2, {"avx2", "AVX2"}},
     {InstructionSet::avx512_vnni, {"avx512_vnni", "AVX512_CORE_VNNI"}},
     {InstructionSet::avx512_vbmi, {"avx512_vbmi", "AVX512_CORE_BF16"}},
+    {InstructionSet::avx512_amx, {"avx512_amx", "AVX512_CORE_AMX"}},
 };
 
 }  // namespace

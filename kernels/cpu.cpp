@@ -1,5 +1,8 @@
 #include "kernels/cpu.h"
 
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <stdexcept>
@@ -8,7 +11,22 @@
 namespace nibble {
 namespace {
 
-constexpr std::array<std::string_view, 4> kNames = {"reference", "avx2", "avx512_vnni", "avx512_vbmi"};
+constexpr std::array<std::string_view, 5> kNames = {"reference", "avx2", "avx512_vnni", "avx512_vbmi",
+                                                    "avx512_amx"};
+
+#if defined(__x86_64__)
+/// Whether the CPU multiplies tiles of bytes and the system saves the tiles of a process that asks.
+bool has_amx() {
+#if defined(SYS_arch_prctl)
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM of asm/prctl.h, Linux 5.16 and later
+  constexpr long kTileData = 18;               // the state's number in XCR0
+  return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 }  // namespace
 
@@ -24,7 +42,8 @@ InstructionSet detected_instruction_set() {
                     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512vnni");
   if (!vnni) return InstructionSet::avx2;
-  return __builtin_cpu_supports("avx512vbmi") ? InstructionSet::avx512_vbmi : InstructionSet::avx512_vnni;
+  if (!__builtin_cpu_supports("avx512vbmi")) return InstructionSet::avx512_vnni;
+  return has_amx() ? InstructionSet::avx512_amx : InstructionSet::avx512_vbmi;
 #else
   return InstructionSet::reference;
 #endif
@@ -49,7 +68,7 @@ InstructionSet capped_instruction_set(std::string_view cap) {
   const auto found = std::find(kNames.begin(), kNames.end(), cap);
   if (found == kNames.end()) {
     throw std::invalid_argument("there is no instruction set '" + std::string(cap) +
-                                "'; choose reference, avx2, avx512_vnni or avx512_vbmi");
+                                "'; choose reference, avx2, avx512_vnni, avx512_vbmi or avx512_amx");
   }
   return std::min(static_cast<InstructionSet>(found - kNames.begin()), detected_instruction_set());
 }

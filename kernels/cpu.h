@@ -9,13 +9,15 @@ enum class InstructionSet {
   reference,    ///< plain C++
   avx2,         ///< AVX2 and FMA
   avx512_vnni,  ///< AVX-512 F, BW, VL, DQ and VNNI
-  avx512_vbmi   ///< the same and VBMI
+  avx512_vbmi,  ///< the same and VBMI
+  avx512_amx    ///< the same and AMX for 8-bit integers
 };
 
-/// "reference", "avx2", "avx512_vnni" or "avx512_vbmi".
+/// "reference", "avx2", "avx512_vnni", "avx512_vbmi" or "avx512_amx".
 std::string_view name_of(InstructionSet instruction_set);
 
-/// The largest one that this CPU and operating system have.
+/// The largest one that this CPU and operating system have. Linux gives AMX's registers to processes that ask
+/// for them: this asks.
 InstructionSet detected_instruction_set();
 
 /// Whether this CPU runs loops compiled for AVX2 and FMA.

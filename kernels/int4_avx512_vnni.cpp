@@ -242,18 +242,16 @@ inline __attribute__((always_inline)) void combine(const __m512i* sums, int poin
   }
 }
 
-/// Register `number` of a block: part number % kParts of a tile. Output quads8 or planar8; what is derived
-/// and the residual are quads8. Channels that do not exist have zero weights, scales and offsets, so they
-/// become zero.
+/// Register `number` of a block: part number % kParts of a tile.
 template <int Outputs, Residual residual, bool is_signed_output, bool derives>
 void write(const OutputStage& given_stage, const DerivedSteps& given_steps, const ConvolutionCall& given_call,
            const Block& given_block, int number) {
   // Copies: the stores could change the originals, as far as the compiler knows.
+  const OutputStage stage = given_stage;
   const DerivedSteps steps = given_steps;
   const ConvolutionCall call = given_call;
   const Block block = given_block;
-  const bool planar = given_stage.format == kPlanar8;
-  const Requantization to(given_stage, block.channel);
+  const bool planar = stage.format == kPlanar8;
   const int part = block.first_part + number % block.parts;
   const int first = block.first_position + number / block.parts * Outputs;
   __m512i y[kBlockChannels][Outputs];
@@ -263,49 +261,18 @@ void write(const OutputStage& given_stage, const DerivedSteps& given_steps, cons
   }
 #pragma GCC unroll 4
   for (int place = 0; place < Outputs; ++place) {
-    const int position = first + place;
-    const __m512i bytes = requantized<residual, is_signed_output>(
-        to, call, position, part, block.channel,
-        kBlockChannels, [&](int k) __attribute__((always_inline)) { return y[k][place]; });
-    const __m512i quads = to_quads(bytes);
-    if (!planar) {
-      store(call.output.at(position, block.channel / kQuad) + kPartBytes * part, quads);
-    } else {
-      // 128-bit block k: the lanes of channel k.
-      alignas(64) std::uint8_t planes[kBlockChannels][kPartLanes];
-      store(planes[0], _mm512_permutexvar_epi32(
-                           _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), bytes));
-      const int channels = std::min(kBlockChannels, call.last_channel - block.channel);
-      for (int k = 0; k < channels; ++k) {
-        std::memcpy(call.output.at(position, block.channel + k) + kPartLanes * part, planes[k], kPartLanes);
-      }
-    }
-    if constexpr (derives) {
-      store(call.derived.at(position, block.channel / kQuad) + kPartBytes * part, derive(quads, steps));
-    }
+    write_part<residual, is_signed_output, derives>(
+        stage, steps, call, planar, first + place, part,
+        block.channel, [&](int k) __attribute__((always_inline)) { return y[k][place]; });
   }
 }
 
 /// nullptr: not by lines.
 template <int Outputs>
-Write choose_write(const OutputStage& stage, const DerivedSteps& steps) {
-  const bool derives = stage.derived_bits != 0;
-  if (stage.format != kQuads8 && stage.format != kPlanar8) return nullptr;
-  if (!is_common(stage, kQuads8)) return nullptr;
-  if (derives && (stage.derived_format != kQuads8 || !steps.usable)) return nullptr;
-  if (stage.range.lowest < 0) {
-    return derives || stage.has_residual() ? nullptr : write<Outputs, Residual::none, true, false>;
-  }
-  if (!stage.has_residual()) {
-    return derives ? write<Outputs, Residual::none, false, true>
-                   : write<Outputs, Residual::none, false, false>;
-  }
-  if (stage.residual_signed) {
-    return derives ? write<Outputs, Residual::signed_quads, false, true>
-                   : write<Outputs, Residual::signed_quads, false, false>;
-  }
-  return derives ? write<Outputs, Residual::unsigned_quads, false, true>
-                 : write<Outputs, Residual::unsigned_quads, false, false>;
+Write choose_write(const OutputStage& stage) {
+  return choose_by_stage<Write>(stage, []<Residual residual, bool is_signed_output, bool derives>() -> Write {
+    return write<Outputs, residual, is_signed_output, derives>;
+  });
 }
 
 /// The registers of a block that are still to be requantized.
@@ -422,7 +389,7 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
   const Lines lines = has_lines ? lines_of(call) : Lines{};
   if (lines.count == 0) return run_quads(packed, stage, call);
   const DerivedSteps steps(stage);
-  const Write write_four = choose_write<4>(stage, steps);
+  const Write write_four = choose_write<4>(stage);
   if (write_four == nullptr || !stays_convertible(stage, call, static_cast<float>(packed.program[0]))) {
     return run_quads(packed, stage, call);
   }
@@ -430,7 +397,7 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
   const int in_fours = call.positions / 4 * 4;
   const int in_twos = (call.positions - in_fours) / 2 * 2;
   run_lines<4>(by_lines, write_four, 0, in_fours);
-  run_lines<2>(by_lines, choose_write<2>(stage, steps), in_fours, in_twos);
+  run_lines<2>(by_lines, choose_write<2>(stage), in_fours, in_twos);
   by_lines.write_some(1, 1);
   const int rest = call.positions - in_fours - in_twos;
   if (rest > 0) run_quads(packed, stage, part_of(call, call.positions - rest, rest));

@@ -288,13 +288,7 @@ bool supports_quads(const ConvolutionLayer& layer) {
 
 PackedConvolution pack_quads(const ConvolutionLayer& layer) {
   const int taps = layer.shape.kernel * layer.shape.kernel;
-  PackedConvolution packed{layer.shape, layer.activation_bits, {}, {0}};
-  const std::size_t filter = layer.shape.filter_size();
-  for (std::size_t at = 0; at < layer.weights.size(); at += filter) {
-    const SumRange sums = reachable_sums(layer.weights.subspan(at, filter), layer.activation_bits);
-    const auto largest = static_cast<std::int32_t>(std::max(sums.highest, -sums.lowest));
-    packed.program[0] = std::max(packed.program[0], largest);
-  }
+  PackedConvolution packed{layer.shape, layer.activation_bits, {}, {largest_sum(layer)}};
   for (int block = 0; block < layer.shape.output_channels; block += kBlockChannels) {
     for (int tap = 0; tap < taps; ++tap) {
       for (int group = 0; group < groups_of(layer.shape); ++group) {

@@ -9,6 +9,7 @@ namespace nibble {
 // The rows that each kernel file brings; registry.cpp puts them in order.
 
 std::span<const ConvolutionKernel> reference_kernels();
+std::span<const ConvolutionKernel> int8_avx512_amx_kernels();
 std::span<const ConvolutionKernel> int2_avx512_vbmi_kernels();
 std::span<const ConvolutionKernel> int8_avx512_vnni_kernels();
 std::span<const ConvolutionKernel> int4_avx512_vnni_kernels();

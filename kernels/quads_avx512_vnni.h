@@ -104,5 +104,56 @@ inline __m512i to_quads(__m512i bytes) {
   return _mm512_shuffle_epi8(bytes, _mm512_set4_epi32(0x0F0B0703, 0x0E0A0602, 0x0D090501, 0x0C080400));
 }
 
+/// Requantizes part `part` of a position, four channels from `channel` on, and stores it with what is derived
+/// from it. Output quads8, or planar8 where `planar`; residual and what is derived are quads8. Channels that
+/// do not exist have zero weights, scales and offsets, so they become zero. sum(k) as in requantized().
+template <Residual residual, bool is_signed_output, bool derives, typename Sum>
+inline __attribute__((always_inline)) void write_part(const OutputStage& stage, const DerivedSteps& steps,
+                                                      const ConvolutionCall& call, bool planar, int position,
+                                                      int part, int channel, const Sum& sum) {
+  const Requantization to(stage, channel);
+  const __m512i bytes =
+      requantized<residual, is_signed_output>(to, call, position, part, channel, kBlockChannels, sum);
+  const __m512i quads = to_quads(bytes);
+  if (!planar) {
+    store(call.output.at(position, channel / kQuad) + kPartBytes * part, quads);
+  } else {
+    // 128-bit block k: the lanes of channel k.
+    alignas(64) std::uint8_t planes[kBlockChannels][kPartLanes];
+    store(planes[0], _mm512_permutexvar_epi32(
+                         _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), bytes));
+    const int channels = std::min(kBlockChannels, call.last_channel - channel);
+    for (int k = 0; k < channels; ++k) {
+      std::memcpy(call.output.at(position, channel + k) + kPartLanes * part, planes[k], kPartLanes);
+    }
+  }
+  if constexpr (derives) {
+    store(call.derived.at(position, channel / kQuad) + kPartBytes * part, derive(quads, stage, steps));
+  }
+}
+
+/// choice.operator()<residual, is_signed_output, derives>() for what write_part() of this stage needs;
+/// nullptr where it does not know the formats.
+template <typename Write, typename Choice>
+Write choose_by_stage(const OutputStage& stage, const Choice& choice) {
+  const bool derives = stage.derived_bits != 0;
+  if (stage.format != kQuads8 && stage.format != kPlanar8) return nullptr;
+  if (!is_common(stage, kQuads8) || (derives && stage.derived_format != kQuads8)) return nullptr;
+  if (stage.range.lowest < 0) {
+    if (derives || stage.has_residual()) return nullptr;
+    return choice.template operator()<Residual::none, true, false>();
+  }
+  if (!stage.has_residual()) {
+    return derives ? choice.template operator()<Residual::none, false, true>()
+                   : choice.template operator()<Residual::none, false, false>();
+  }
+  if (stage.residual_signed) {
+    return derives ? choice.template operator()<Residual::signed_quads, false, true>()
+                   : choice.template operator()<Residual::signed_quads, false, false>();
+  }
+  return derives ? choice.template operator()<Residual::unsigned_quads, false, true>()
+                 : choice.template operator()<Residual::unsigned_quads, false, false>();
+}
+
 }  // namespace
 }  // namespace nibble

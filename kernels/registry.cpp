@@ -11,6 +11,7 @@ std::span<const ConvolutionKernel> convolution_kernels() {
   static const std::vector<ConvolutionKernel> kernels = [] {
     std::vector<ConvolutionKernel> rows;
     for (const std::span<const ConvolutionKernel> more : {
+             int8_avx512_amx_kernels(),
              int2_avx512_vbmi_kernels(),
              int8_avx512_vnni_kernels(),
              int4_avx512_vnni_kernels(),

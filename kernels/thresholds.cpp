@@ -13,6 +13,16 @@ SumRange reachable_sums(std::span<const std::int16_t> filter, int activation_bit
   return range;
 }
 
+std::int32_t largest_sum(const ConvolutionLayer& layer) {
+  std::int64_t largest = 0;
+  const std::size_t filter = layer.shape.filter_size();
+  for (std::size_t at = 0; at < layer.weights.size(); at += filter) {
+    const SumRange sums = reachable_sums(layer.weights.subspan(at, filter), layer.activation_bits);
+    largest = std::max({largest, sums.highest, -sums.lowest});
+  }
+  return static_cast<std::int32_t>(largest);
+}
+
 std::vector<std::uint8_t> make_byte_thresholds(float ratio, int bits) {
   std::vector<std::uint8_t> thresholds;
   int r = 0;  // the largest r known to give less than k; r = 0 gives 0

@@ -17,6 +17,9 @@ struct SumRange {
 };
 SumRange reachable_sums(std::span<const std::int16_t> filter, int activation_bits);
 
+/// The largest magnitude of any channel's reachable sum.
+std::int32_t largest_sum(const ConvolutionLayer& layer);
+
 /// x from the stream by comparisons: element k - 1 is the largest r with derive_input(r) < k, 255 when even
 /// that one is. (1 << bits) - 1 elements; bits is 4 or 2.
 std::vector<std::uint8_t> make_byte_thresholds(float ratio, int bits);
