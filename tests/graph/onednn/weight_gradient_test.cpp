@@ -7,6 +7,7 @@
 #include <iostream>
 #include <vector>
 
+#include "graph/onednn/primitives.h"
 #include "kernels/cpu.h"
 #include "tests/graph/onednn/cases.h"
 
@@ -15,20 +16,21 @@ namespace {
 
 /// Both as [output channel][row][column][input channel].
 std::vector<float> computed_gradient(const WeightGradientShape& shape, const std::vector<float>& x,
-                                     const std::vector<float>& dy, int images) {
+                                     const std::vector<float>& dy, int images, const Bf16WeightGradient*) {
   std::vector<float> blocked(shape.count(), 1.0F), gradient(shape.count());
   weight_gradient_avx2(shape, x.data(), dy.data(), images, blocked.data());
-  unblock_weight_gradient(shape, kFp32WeightGradientInputs, blocked.data(), gradient.data());
+  unblock_weight_gradient(shape, kFp32WeightGradientBlock, blocked.data(), gradient.data());
   return gradient;
 }
 
 std::vector<float> computed_gradient(const WeightGradientShape& shape, const std::vector<Bfloat16>& x,
-                                     const std::vector<Bfloat16>& dy, int images) {
+                                     const std::vector<Bfloat16>& dy, int images,
+                                     const Bf16WeightGradient* method) {
   std::vector<float> blocked(shape.count(), 1.0F), gradient(shape.count());
-  std::vector<std::uint8_t> scratch(weight_gradient_bf16_scratch(shape) + 1, 0xFF);
-  weight_gradient_bf16(shape, x.data(), dy.data(), images, scratch.data(), blocked.data());
+  std::vector<std::uint8_t> scratch(method->scratch(shape) + 1, 0xFF);
+  method->sum(shape, x.data(), dy.data(), images, scratch.data(), blocked.data());
   EXPECT_EQ(scratch.back(), 0xFF);
-  unblock_weight_gradient(shape, kBf16WeightGradientInputs, blocked.data(), gradient.data());
+  unblock_weight_gradient(shape, method->block, blocked.data(), gradient.data());
   return gradient;
 }
 
@@ -42,12 +44,12 @@ std::vector<T> random_values(int images, int height, int width, int channels, st
 }
 
 template <typename T>
-void check(const WeightGradientShape& shape, int images) {
+void check(const WeightGradientShape& shape, int images, const Bf16WeightGradient* method) {
   const int inputs = shape.input_channels;
   const int outputs = shape.output_channels;
   const auto x = random_values<T>(images, shape.input_height, shape.input_width, inputs, 1);
   const auto dy = random_values<T>(images, shape.output_height, shape.output_width, outputs, 2);
-  const std::vector<float> actual = computed_gradient(shape, x, dy, images);
+  const std::vector<float> actual = computed_gradient(shape, x, dy, images, method);
 
   for (int output = 0; output < outputs; ++output) {
     for (int tap = 0; tap < 9; ++tap) {
@@ -79,12 +81,12 @@ struct Case {
 };
 
 template <typename T>
-void check(const std::vector<Case>& cases) {
+void check(const std::vector<Case>& cases, const Bf16WeightGradient* method = nullptr) {
   for (const Case& each : cases) {
     const auto out = [&](int input) { return (input - 1) / each.stride + 1; };
     check<T>(
         {each.inputs, each.outputs, each.stride, each.height, each.width, out(each.height), out(each.width)},
-        each.images);
+        each.images, method);
   }
 }
 
@@ -109,11 +111,7 @@ TEST(WeightGradient, IsTheSumOfProducts) {
 }
 
 /// The same, and numbers of images that are odd or not a multiple of those that are summed at once.
-TEST(WeightGradient, IsTheSumOfProductsInBf16) {
-  if (!has_avx512_bf16()) {
-    std::cout << "this CPU has no AVX512_BF16: it cannot train in BF16\n";
-    return;
-  }
+void check_bf16(const Bf16WeightGradient& method) {
   check<Bfloat16>({{16, 16, 1, 32, 32, 1},
                    {16, 16, 1, 32, 32, 2},
                    {16, 32, 2, 32, 32, 3},
@@ -127,7 +125,24 @@ TEST(WeightGradient, IsTheSumOfProductsInBf16) {
                    {16, 16, 2, 9, 4, 2},
                    {16, 16, 1, 37, 33, 2},
                    {16, 32, 2, 2, 3, 1},
-                   {80, 80, 1, 3, 3, 2}});
+                   {80, 80, 1, 3, 3, 2}},
+                  &method);
+}
+
+TEST(WeightGradient, IsTheSumOfProductsInBf16) {
+  if (!has_avx512_bf16()) {
+    std::cout << "this CPU has no AVX512_BF16: it cannot train in BF16\n";
+    return;
+  }
+  check_bf16(kAvx512WeightGradient);
+}
+
+TEST(WeightGradient, IsTheSumOfProductsWithAmx) {
+  if (!onednn_has(dnnl::cpu_isa::avx512_core_amx)) {
+    std::cout << "this CPU has no AMX that oneDNN may use: training in BF16 uses AVX512_BF16\n";
+    return;
+  }
+  check_bf16(kAmxWeightGradient);
 }
 
 }  // namespace
