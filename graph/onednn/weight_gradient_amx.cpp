@@ -40,9 +40,11 @@ struct alignas(64) TileConfiguration {
   std::uint8_t rows[16] = {};
 };
 
-/// GCC's tile loads and stores do not tell the compiler which memory they read and write.
-inline __attribute__((always_inline)) void order_memory() {
-  __asm__ volatile("" ::: "memory");
+/// GCC's tile instructions do not tell the compiler which memory they read and write: before this, all that
+/// is stored must be in memory, `seen` too, even if nothing else has its address; after it, all is read
+/// again.
+inline __attribute__((always_inline)) void order_memory(const void* seen) {
+  __asm__ volatile("" : : "r"(seen) : "memory");
 }
 
 /// Where a block's pixels lie, in pairs: the input at the left tap of the first output pixel, its dy, and the
@@ -58,7 +60,7 @@ struct Pixels {
 /// block and, with `two`, second = x * dy of all pixels, added to what they hold unless they are `fresh`.
 template <bool two>
 __attribute__((noinline)) void sum_block(const Pixels& pixels, bool fresh, float* block, float* second) {
-  order_memory();
+  order_memory(block);
   if (fresh) {
     _tile_zero(0);
     _tile_zero(1);
@@ -113,7 +115,7 @@ __attribute__((noinline)) void sum_block(const Pixels& pixels, bool fresh, float
     _tile_stored(4, second + kTile, kLine);
     _tile_stored(5, second + 2 * kTile, kLine);
   }
-  order_memory();
+  order_memory(block);
 }
 
 /// Rows of x to [channel / 16][row][column][channel % 16] of pairs, a column of zeros at either side; `block`
@@ -216,7 +218,7 @@ void weight_gradient_amx(const WeightGradientShape& shape, const Bfloat16* x, co
   Pair* const dy_pairs = x_pairs + x_block * input_blocks;
 
   const TileConfiguration configuration(pixels);
-  order_memory();
+  order_memory(&configuration);
   _tile_loadconfig(&configuration);
   for_pieces(
       shape, piece, x, dy, images,
