@@ -63,6 +63,7 @@ int OnednnConvolution::take_rows(const Convolution& shape, int first, int end) {
 
 bool is_quicker(const std::string& direct, const std::string& chosen) {
   const std::string instructions = chosen.substr(chosen.rfind(':') + 1);
+  if (chosen == "brgconv_strided:avx512_core_amx") return direct == "jit:avx512_core_amx";
   return chosen.starts_with("brg") && direct.starts_with("jit") && direct.ends_with(':' + instructions) &&
          (instructions == "avx512_core" || instructions == "avx512_core_vnni" ||
           instructions == "avx512_core_bf16");

@@ -98,6 +98,7 @@ class TrainingLayer {
   std::optional<WinogradShape> winograd_, winograd_gradient_;
   AlignedBuffer<float> winograd_weight_, winograd_gradient_weight_;
   std::optional<WeightGradientShape> own_gradient_;  // where weight_gradient.h takes oneDNN's place
+  Bf16WeightGradient bf16_gradient_;                 // which of them in BF16
 };
 
 extern template class TrainingLayer<float>;

@@ -39,12 +39,38 @@ void weight_gradient_bf16(const WeightGradientShape& shape, const Bfloat16* x, c
                           void* scratch, float* gradient);
 std::size_t weight_gradient_bf16_scratch(const WeightGradientShape& shape);
 
-/// Input channels of a block of either gradient's layout.
-constexpr int kFp32WeightGradientInputs = 2;
-constexpr int kBf16WeightGradientInputs = 8;
+/// The same in BF16 with AMX-TILE and AMX-BF16 besides AVX-512 F, BW, VL and DQ, in a process that the kernel
+/// lets use AMX (arch_prctl ARCH_REQ_XCOMP_PERM; oneDNN asks for it when it is asked for its instruction
+/// set). The calling thread's tiles are configured and released.
+///
+/// gradient[row][input channel / 16][output channel / 16][column][output channel % 16][input channel % 16].
+/// Pairs of two images again: a tile of x is any 16 pixels of a row padded with zeros, so that a tap is an
+/// address. dy is transposed. Rows whose length has no divisor near 16 are summed in short tiles.
+void weight_gradient_amx(const WeightGradientShape& shape, const Bfloat16* x, const Bfloat16* dy, int images,
+                         void* scratch, float* gradient);
+std::size_t weight_gradient_amx_scratch(const WeightGradientShape& shape);
 
-/// Either gradient as [output channel][row][column][input channel].
-void unblock_weight_gradient(const WeightGradientShape& shape, int block_inputs, const float* gradient,
-                             float* master);
+/// What lies together in a gradient's layout: some input channels of 16 output channels, of one tap.
+struct WeightGradientBlock {
+  int inputs;
+  int input_step, output_step;  ///< from one channel to the next
+};
+constexpr WeightGradientBlock kFp32WeightGradientBlock{2, 16, 1};
+
+/// A weight gradient in BF16 and what belongs to it.
+struct Bf16WeightGradient {
+  void (*sum)(const WeightGradientShape& shape, const Bfloat16* x, const Bfloat16* dy, int images,
+              void* scratch, float* gradient);
+  std::size_t (*scratch)(const WeightGradientShape& shape);
+  WeightGradientBlock block;
+};
+constexpr Bf16WeightGradient kAvx512WeightGradient{
+    weight_gradient_bf16, weight_gradient_bf16_scratch, {8, 16, 1}};
+constexpr Bf16WeightGradient kAmxWeightGradient{
+    weight_gradient_amx, weight_gradient_amx_scratch, {16, 1, 16}};
+
+/// A gradient as [output channel][row][column][input channel].
+void unblock_weight_gradient(const WeightGradientShape& shape, const WeightGradientBlock& block,
+                             const float* gradient, float* master);
 
 }  // namespace nibble

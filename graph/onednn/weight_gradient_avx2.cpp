@@ -8,7 +8,7 @@ namespace nibble {
 namespace {
 
 constexpr int kTaps = 3;  // columns of the kernel
-constexpr int kInputs = kFp32WeightGradientInputs;
+constexpr int kInputs = kFp32WeightGradientBlock.inputs;
 constexpr int kLanes = 8;
 constexpr int kOutputs = 2 * kLanes;
 constexpr int kBlock = kTaps * kInputs * kOutputs;

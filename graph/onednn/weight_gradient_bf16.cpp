@@ -6,35 +6,15 @@
 #include <cstdint>
 
 #include "graph/onednn/weight_gradient.h"
+#include "graph/onednn/weight_gradient_pairs.h"
 
 namespace nibble {
 namespace {
 
-constexpr int kTaps = 3;                            // columns of the kernel
-constexpr int kInputs = kBf16WeightGradientInputs;  // input channels of a block
+constexpr int kTaps = 3;    // columns of the kernel
+constexpr int kInputs = 8;  // input channels of a block
 constexpr int kOutputs = 16;
 constexpr int kBlock = kTaps * kInputs * kOutputs;
-/// Pairs of pixels that a block's sums stay in registers for: 16 KB of dy and 8 KB of x.
-constexpr int kPixels = 256;
-
-/// The values of one channel in two images, the lower half from the first.
-using Pair = std::uint32_t;
-
-/// What is multiplied between two visits of the sums: some images of few rows each, or a strip of rows of
-/// two.
-struct Piece {
-  explicit Piece(const WeightGradientShape& shape)
-      : rows(at_most(at_least_one(kPixels / shape.output_width), shape.output_height)),
-        pairs(at_least_one(kPixels / (shape.output_width * shape.output_height))),
-        input_rows(at_most((rows - 1) * shape.stride + 3, shape.input_height)) {}
-  static int at_least_one(int value) { return value < 1 ? 1 : value; }
-  static int at_most(int value, int most) { return value < most ? value : most; }
-
-  int rows;
-  int pairs;
-  int input_rows;
-};
-
 struct Sums {
   __m512 at[kTaps][kInputs];
 };
@@ -97,15 +77,6 @@ __attribute__((noinline)) void sum_block(const Pixels& pixels, bool fresh, float
   }
 }
 
-/// 16 channels of one pixel of two images; `second` may be null.
-inline __attribute__((always_inline)) __m512i pair(const Bfloat16* first, const Bfloat16* second) {
-  const auto widened = [](const Bfloat16* from) {
-    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-  };
-  if (second == nullptr) return widened(first);
-  return _mm512_or_si512(widened(first), _mm512_slli_epi32(widened(second), 16));
-}
-
 /// [pixel][channel] of two images to [channel / width][pixel][channel % width] of pairs; `block` pairs lie
 /// between two blocks of the result.
 template <int width>
@@ -141,61 +112,44 @@ std::size_t weight_gradient_bf16_scratch(const WeightGradientShape& shape) {
 void weight_gradient_bf16(const WeightGradientShape& shape, const Bfloat16* x, const Bfloat16* dy, int images,
                           void* scratch, float* gradient) {
   const Piece piece(shape);
-  const int x_row = shape.input_width * shape.input_channels;
-  const int dy_row = shape.output_width * shape.output_channels;
-  const std::ptrdiff_t x_image = std::ptrdiff_t{x_row} * shape.input_height;
-  const std::ptrdiff_t dy_image = std::ptrdiff_t{dy_row} * shape.output_height;
-  // Of the pairs: a row of one block, one block of all that the piece holds.
+  const int input_blocks = shape.input_channels / kInputs;
+  const int output_blocks = shape.output_channels / kOutputs;
+  // Of the pairs: a row of one block, one block of an image, one block of all that the piece holds.
   const std::ptrdiff_t x_line = std::ptrdiff_t{shape.input_width} * kInputs;
   const std::ptrdiff_t dy_line = std::ptrdiff_t{shape.output_width} * kOutputs;
-  const std::ptrdiff_t x_block = x_line * piece.input_rows * piece.pairs;
-  const std::ptrdiff_t dy_block = dy_line * piece.rows * piece.pairs;
+  const std::ptrdiff_t x_image = x_line * piece.input_rows;
+  const std::ptrdiff_t dy_image = dy_line * piece.rows;
+  const std::ptrdiff_t x_block = x_image * piece.pairs;
+  const std::ptrdiff_t dy_block = dy_image * piece.pairs;
   Pair* const x_pairs = static_cast<Pair*>(scratch);
-  Pair* const dy_pairs = x_pairs + x_block * (shape.input_channels / kInputs);
+  Pair* const dy_pairs = x_pairs + x_block * input_blocks;
   const int last = shape.output_width - 1;
   const bool last_right = last * shape.stride + 1 < shape.input_width;
 
-  for (int image = 0; image < images; image += 2 * piece.pairs) {
-    const int pairs = Piece::at_most(piece.pairs, (images - image + 1) / 2);
-    for (int top = 0; top < shape.output_height; top += piece.rows) {
-      const int bottom = Piece::at_most(top + piece.rows, shape.output_height);
-      const int first_input = top == 0 ? 0 : top * shape.stride - 1;
-      const int end_input = Piece::at_most((bottom - 1) * shape.stride + 2, shape.input_height);
-      for (int each = 0; each < pairs; ++each) {
-        const int number = image + 2 * each;
-        const bool both = number + 1 < images;
-        const Bfloat16* from = x + number * x_image + std::ptrdiff_t{first_input} * x_row;
-        pair_pixels<kInputs>(from, both ? from + x_image : nullptr,
-                             (end_input - first_input) * shape.input_width, shape.input_channels,
-                             x_pairs + each * piece.input_rows * x_line, x_block);
-        const Bfloat16* d = dy + number * dy_image + std::ptrdiff_t{top} * dy_row;
-        pair_pixels<kOutputs>(d, both ? d + dy_image : nullptr, (bottom - top) * shape.output_width,
-                              shape.output_channels, dy_pairs + each * piece.rows * dy_line, dy_block);
-      }
-      for (int output = 0; output < shape.output_channels / kOutputs; ++output) {
-        for (int tap_row = 0; tap_row < 3; ++tap_row) {
-          // Rows that this tap reads from inside the image.
-          int first = top;
-          while (first * shape.stride + tap_row - 1 < 0) ++first;
-          int end = bottom;
-          while ((end - 1) * shape.stride + tap_row - 1 >= shape.input_height) --end;
-          for (int input = 0; input < shape.input_channels / kInputs; ++input) {
+  for_pieces(
+      shape, piece, x, dy, images,
+      [&](int number, const Bfloat16* first, const Bfloat16* second, int rows) {
+        pair_pixels<kInputs>(first, second, rows * shape.input_width, shape.input_channels,
+                             x_pairs + number * x_image, x_block);
+      },
+      [&](int number, const Bfloat16* first, const Bfloat16* second, int rows) {
+        pair_pixels<kOutputs>(first, second, rows * shape.output_width, shape.output_channels,
+                              dy_pairs + number * dy_image, dy_block);
+      },
+      [&](const PieceTaps& taps) {
+        for (int output = 0; output < output_blocks; ++output) {
+          for (int input = 0; input < input_blocks; ++input) {
             float* const block =
-                gradient + std::ptrdiff_t{(tap_row * (shape.input_channels / kInputs) + input) *
-                                              (shape.output_channels / kOutputs) +
-                                          output} *
-                               kBlock;
-            sum_block(
-                {x_pairs + input * x_block + (first * shape.stride + tap_row - 1 - first_input) * x_line,
-                 dy_pairs + output * dy_block + (first - top) * dy_line, pairs, end - first,
-                 shape.output_width, piece.input_rows * x_line, piece.rows * dy_line, shape.stride * x_line,
-                 shape.stride * kInputs, last_right},
-                image == 0 && top == 0, block);
+                gradient +
+                std::ptrdiff_t{(taps.tap_row * input_blocks + input) * output_blocks + output} * kBlock;
+            sum_block({x_pairs + input * x_block + taps.x_row * x_line,
+                       dy_pairs + output * dy_block + taps.dy_row * dy_line, taps.pairs, taps.rows,
+                       shape.output_width, x_image, dy_image, shape.stride * x_line, shape.stride * kInputs,
+                       last_right},
+                      taps.fresh, block);
           }
         }
-      }
-    }
-  }
+      });
 }
 
 }  // namespace nibble
