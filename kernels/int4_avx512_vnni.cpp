@@ -254,6 +254,7 @@ void write(const OutputStage& given_stage, const DerivedSteps& given_steps, cons
   const bool planar = stage.format == kPlanar8;
   const int part = block.first_part + number % block.parts;
   const int first = block.first_position + number / block.parts * Outputs;
+  const Requantization to(stage, block.channel);
   __m512i y[kBlockChannels][Outputs];
 #pragma GCC unroll 4
   for (int k = 0; k < kBlockChannels; ++k) {
@@ -261,9 +262,18 @@ void write(const OutputStage& given_stage, const DerivedSteps& given_steps, cons
   }
 #pragma GCC unroll 4
   for (int place = 0; place < Outputs; ++place) {
-    write_part<residual, is_signed_output, derives>(
-        stage, steps, call, planar, first + place, part,
-        block.channel, [&](int k) __attribute__((always_inline)) { return y[k][place]; });
+    const int position = first + place;
+    const __m512i bytes = requantized<residual, is_signed_output>(
+        to, residual_of<residual>(call, position, part, block.channel), call.residual.group_stride,
+        kBlockChannels, [&](int k) __attribute__((always_inline)) { return y[k][place]; });
+    std::uint8_t* const output = planar ? call.output.at(position, block.channel) + kPartLanes * part
+                                        : call.output.at(position, block.channel / kQuad) + kPartBytes * part;
+    const __m512i quads = store_part(bytes, planar, output, call.output.group_stride,
+                                     std::min(kBlockChannels, call.last_channel - block.channel));
+    if constexpr (derives) {
+      store(call.derived.at(position, block.channel / kQuad) + kPartBytes * part,
+            derive(quads, stage, steps));
+    }
   }
 }
 

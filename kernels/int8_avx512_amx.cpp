@@ -10,9 +10,11 @@
 // three taps of 16 channels are a tile of 12 rows, three of 32 are tiles of 16 and 8, whatever meets padding
 // is left out. A multiplication takes 16 cycles for any number of quads (measured on Emerald Rapids).
 //
-// Register blocks are 1 x 4 or 2 x 2 tiles of sums: output channels x places, a place being 16 lanes of a
-// position. While a block is multiplied, the one before it is requantized from memory, some registers of
-// bytes after each step.
+// A place is 16 lanes of a position. Its sums of 16 or 32 output channels are multiplied one place after the
+// other in alternating tiles, so that a tile is stored while the next one is multiplied, and some registers
+// of bytes of the place before are requantized after each step: that work needs other pipes, but for 512-bit
+// products and conversions of floats, which have one pipe left instead of two. Where three steps are all,
+// their weights stay in tiles.
 //
 //   weights:  s8 [block of 16 output channels][order][kernel row][16][row_bytes: quads of its taps, padded to
 //   64]
@@ -37,10 +39,15 @@ constexpr int kBlockOutputs = 16;  ///< output channels of a tile of sums
 constexpr int kMaximumKernel = 7;
 constexpr int kSumTiles = 4;
 constexpr int kSumBytes = kPartLanes * static_cast<int>(sizeof(std::int32_t));
+constexpr int kTileSums = kBlockOutputs * kPartLanes;
 /// Tiles of both sizes that the steps of a call may have.
 constexpr int kSizes = 2;
 constexpr int kWeightTile[kSizes] = {4, 6};
 constexpr int kInputTile[kSizes] = {5, 7};
+/// Where weights stay: of the first, second and third step; and the input of each.
+constexpr int kHeldSteps = 3;
+constexpr int kFirstHeldTile = 4;
+constexpr int kHeldInputTile = kFirstHeldTile + kHeldSteps;
 /// Where columns 0, 1, 2 of a kernel row lie in the column copies.
 constexpr int kCopyOfColumn[] = {1, 0, 2};
 
@@ -171,86 +178,73 @@ struct TileSteps {
   }
 };
 
-/// A register block whose sums lie in memory: [output tile][place][16 output channels][16 lanes].
-struct Block {
-  const std::int32_t* sums;
-  int places;
-  int groups;  ///< of four output channels
-  int first_place;
+struct TileCall;
+
+/// Requantizes the sums, [output channel][16 lanes], of place `place` of a call.
+using Write = void (*)(const TileCall& tiles, int place, const std::int32_t* sums);
+
+/// What the places of some output channels share.
+struct TileCall {
+  const ConvolutionCall& call;
+  const OutputStage& stage;
+  const TileSteps& steps;
+  const DerivedSteps& derived_steps;
+  Write write;
+  bool planar;                 ///< output, else quads8
+  std::ptrdiff_t block_bytes;  ///< of the weights of 16 output channels
+  std::ptrdiff_t row_bytes;
+  const std::uint8_t* weights;  ///< of the first of them
   int channel;
+  int end_channel;
+  std::int32_t* sums;  ///< of two places
+  const std::uint8_t* input_of(int place) const {
+    return call.input.at(place / kParts, 0) + place % kParts * kPartBytes;
+  }
 };
-
-/// Registers of bytes of a block, in the order [place][group of four output channels], that wait for their
-/// requantization.
-struct Waiting {
-  Block block{};
-  int place = 0;
-  int group = 0;
-  int left = 0;
-
-  explicit Waiting() = default;
-  explicit Waiting(const Block& of) : block(of), left(of.places * of.groups) {}
-};
-
-/// Requantizes `count` registers.
-using Write = void (*)(const OutputStage& stage, const DerivedSteps& steps, const ConvolutionCall& call,
-                       Waiting& waiting, int count);
-
-const std::int32_t* sums_of(const Waiting& waiting) {
-  constexpr int kGroups = kBlockOutputs / kBlockChannels;
-  const int tile = waiting.group / kGroups * waiting.block.places + waiting.place;
-  return waiting.block.sums + (tile * kBlockOutputs + waiting.group % kGroups * kBlockChannels) * kPartLanes;
-}
-
-void go_on(Waiting& waiting) {
-  --waiting.left;
-  if (++waiting.group < waiting.block.groups) return;
-  waiting.group = 0;
-  ++waiting.place;
-}
 
 template <Residual residual, bool is_signed_output, bool derives>
-void write(const OutputStage& given_stage, const DerivedSteps& given_steps, const ConvolutionCall& given_call,
-           Waiting& given_waiting, int count) {
+void write(const TileCall& given_tiles, int place, const std::int32_t* sums) {
   // Copies: the stores could change the originals, as far as the compiler knows.
-  const OutputStage stage = given_stage;
-  const DerivedSteps steps = given_steps;
-  const ConvolutionCall call = given_call;
-  Waiting waiting = given_waiting;
-  const bool planar = stage.format == kPlanar8;
-  for (; count > 0; --count) {
-    const std::int32_t* const sums = sums_of(waiting);
-    const int place = waiting.block.first_place + waiting.place;
-    write_part<residual, is_signed_output, derives>(
-        stage, steps, call, planar, place / kParts, place % kParts,
-        waiting.block.channel + waiting.group * kBlockChannels, [&](int k) __attribute__((always_inline)) {
+  const OutputStage stage = given_tiles.stage;
+  const DerivedSteps steps = given_tiles.derived_steps;
+  const ConvolutionCall call = given_tiles.call;
+  const bool planar = given_tiles.planar;
+  const int end = given_tiles.end_channel;
+  const int position = place / kParts;
+  const int part = place % kParts;
+  for (int channel = given_tiles.channel; channel < end; channel += kBlockChannels) {
+    const __m512i bytes = requantized<residual, is_signed_output>(
+        Requantization(stage, channel), residual_of<residual>(call, position, part, channel), 0,
+        kBlockChannels, [&](int k) __attribute__((always_inline)) {
           return _mm512_load_si512(sums + k * kPartLanes);
         });
-    go_on(waiting);
+    std::uint8_t* const output = planar ? call.output.at(position, channel) + kPartLanes * part
+                                        : call.output.at(position, channel / kQuad) + kPartBytes * part;
+    const __m512i quads =
+        store_part(bytes, planar, output, call.output.group_stride, std::min(kBlockChannels, end - channel));
+    if constexpr (derives) {
+      store(call.derived.at(position, channel / kQuad) + kPartBytes * part, derive(quads, stage, steps));
+    }
+    sums += kBlockChannels * kPartLanes;
   }
-  given_waiting = waiting;
 }
 
 /// Every other combination of formats, value by value.
-void write_values(const OutputStage& stage, const DerivedSteps&, const ConvolutionCall& given_call,
-                  Waiting& waiting, int count) {
-  for (; count > 0; --count) {
-    const int place = waiting.block.first_place + waiting.place;
-    const int channel = waiting.block.channel + waiting.group * kBlockChannels;
-    alignas(64) std::int32_t sums[kBlockChannels][kLanes];
-    for (int k = 0; k < kBlockChannels; ++k) {
-      _mm512_storeu_si512(sums[k], _mm512_load_si512(sums_of(waiting) + k * kPartLanes));
+void write_values(const TileCall& tiles, int place, const std::int32_t* sums) {
+  ConvolutionCall part = tiles.call;
+  const auto skip_lanes = [&](auto& view, const ActivationFormat& format) {
+    if (view.data != nullptr) view.data += place % kParts * kPartLanes * format.bytes;
+  };
+  skip_lanes(part.output, tiles.stage.format);
+  skip_lanes(part.residual, tiles.stage.residual_format);
+  skip_lanes(part.derived, tiles.stage.derived_format);
+  for (int channel = tiles.channel; channel < tiles.end_channel; channel += kBlockChannels) {
+    alignas(64) std::int32_t lanes[kBlockChannels][kLanes];
+    for (int k = 0; k < kBlockChannels; ++k, sums += kPartLanes) {
+      _mm512_storeu_si512(lanes[k], _mm512_load_si512(sums));
     }
-    ConvolutionCall call = given_call;
-    const auto skip_lanes = [&](auto& view, const ActivationFormat& format) {
-      if (view.data != nullptr) view.data += place % kParts * kPartLanes * format.bytes;
-    };
-    skip_lanes(call.output, stage.format);
-    skip_lanes(call.residual, stage.residual_format);
-    skip_lanes(call.derived, stage.derived_format);
-    write_plainly(stage, call, place / kParts, channel, std::min(kBlockChannels, call.last_channel - channel),
-                  sums, kPartLanes);
-    go_on(waiting);
+    write_plainly(tiles.stage, part, place / kParts, channel,
+                  std::min(kBlockChannels, tiles.end_channel - channel), lanes, kPartLanes);
   }
 }
 
@@ -263,133 +257,119 @@ Write choose_write(const OutputStage& stage, const ConvolutionCall& call, std::i
   return chosen != nullptr ? chosen : write_values;
 }
 
-/// What the blocks of a call share.
-struct TileCall {
-  const ConvolutionCall& call;
-  const OutputStage& stage;
-  const TileSteps& steps;
-  const DerivedSteps derived_steps;
-  const Write write;
-  const std::uint8_t* weights;
-  std::ptrdiff_t block_bytes;  ///< of a block of output channels
-  std::ptrdiff_t row_bytes;
-  Waiting waiting{};
-
-  void write_some(int count) {
-    count = std::min(count, waiting.left);
-    if (count > 0) write(stage, derived_steps, call, waiting, count);
-  }
-};
-
-/// The sums of output tile o and place p are tile o * Places + p.
-template <int Outputs, int Places, int Size>
-inline __attribute__((always_inline)) void multiply_steps(TileCall& tiles, const std::uint8_t* weights,
-                                                          const std::uint8_t* const (&input)[kSumTiles],
-                                                          int writes_a_step) {
+/// Adds the products of all steps of a size to the sums of one place, tile `Sums` and, of 32 output channels,
+/// the one behind it.
+template <int Outputs, int Sums, int Size>
+inline __attribute__((always_inline)) void multiply_steps(const TileCall& tiles, const std::uint8_t* input) {
   constexpr int kW = kWeightTile[Size];
   constexpr int kX = kInputTile[Size];
   const std::ptrdiff_t group_stride = tiles.call.input.group_stride;
-  const std::ptrdiff_t row_bytes = tiles.row_bytes;
   const TileStep* step = tiles.steps.steps[Size];
   for (const TileStep* const end = step + tiles.steps.counts[Size]; step != end; ++step) {
-    const std::uint8_t* const w = weights + step->weights;
-    load_tile<kX>(input[0] + step->input, group_stride);
-    load_tile<kW>(w, row_bytes);
-    multiply_add_tiles<0, kW, kX>();
+    const std::uint8_t* const weights = tiles.weights + step->weights;
+    load_tile<kX>(input + step->input, group_stride);
+    load_tile<kW>(weights, tiles.row_bytes);
+    multiply_add_tiles<Sums, kW, kX>();
     if constexpr (Outputs == 2) {
-      load_tile<kW>(w + tiles.block_bytes, row_bytes);
-      multiply_add_tiles<Places, kW, kX>();
-      if constexpr (Places == 2) {
-        load_tile<kX>(input[1] + step->input, group_stride);
-        multiply_add_tiles<3, kW, kX>();
-        load_tile<kW>(w, row_bytes);
-        multiply_add_tiles<1, kW, kX>();
-      }
-    } else {
-      if constexpr (Places > 1) {
-        load_tile<kX>(input[1] + step->input, group_stride);
-        multiply_add_tiles<1, kW, kX>();
-      }
-      if constexpr (Places > 2) {
-        load_tile<kX>(input[2] + step->input, group_stride);
-        multiply_add_tiles<2, kW, kX>();
-      }
-      if constexpr (Places > 3) {
-        load_tile<kX>(input[3] + step->input, group_stride);
-        multiply_add_tiles<3, kW, kX>();
-      }
+      load_tile<kW>(weights + tiles.block_bytes, tiles.row_bytes);
+      multiply_add_tiles<Sums + 1, kW, kX>();
     }
-    tiles.write_some(writes_a_step);
   }
 }
 
-using Multiply = void (*)(TileCall& tiles, const std::uint8_t* weights,
-                          const std::uint8_t* const (&input)[kSumTiles], std::int32_t* sums);
-
-template <int Outputs, int Places>
-void multiply(TileCall& tiles, const std::uint8_t* weights, const std::uint8_t* const (&input)[kSumTiles],
-              std::int32_t* sums) {
-  zero_tile<0>();
-  if constexpr (Outputs * Places > 1) zero_tile<1>();
-  if constexpr (Outputs * Places > 2) zero_tile<2>();
-  if constexpr (Outputs * Places > 3) zero_tile<3>();
-  const int steps = tiles.steps.counts[0] + tiles.steps.counts[1];
-  const int writes_a_step = (tiles.waiting.left + steps - 1) / steps;
-  multiply_steps<Outputs, Places, 0>(tiles, weights, input, writes_a_step);
-  multiply_steps<Outputs, Places, 1>(tiles, weights, input, writes_a_step);
-  constexpr int kTile = kBlockOutputs * kPartLanes;
-  store_tile_rows<0>(sums, kSumBytes);
-  if constexpr (Outputs * Places > 1) store_tile_rows<1>(sums + kTile, kSumBytes);
-  if constexpr (Outputs * Places > 2) store_tile_rows<2>(sums + 2 * kTile, kSumBytes);
-  if constexpr (Outputs * Places > 3) store_tile_rows<3>(sums + 3 * kTile, kSumBytes);
+/// The same for three steps whose weights stay.
+template <int Sums>
+inline __attribute__((always_inline)) void multiply_held(const TileCall& tiles, const std::uint8_t* input) {
+  const std::ptrdiff_t group_stride = tiles.call.input.group_stride;
+  const TileStep* const step = tiles.steps.steps[0];
+  load_tile<kHeldInputTile>(input + step[0].input, group_stride);
+  multiply_add_tiles<Sums, kFirstHeldTile, kHeldInputTile>();
+  load_tile<kHeldInputTile>(input + step[1].input, group_stride);
+  multiply_add_tiles<Sums, kFirstHeldTile + 1, kHeldInputTile>();
+  load_tile<kHeldInputTile>(input + step[2].input, group_stride);
+  multiply_add_tiles<Sums, kFirstHeldTile + 2, kHeldInputTile>();
 }
 
-/// [output tiles - 1][places - 1]
-constexpr Multiply kMultiply[2][kSumTiles] = {
-    {multiply<1, 1>, multiply<1, 2>, multiply<1, 3>, multiply<1, 4>},
-    {multiply<2, 1>, multiply<2, 2>, nullptr, nullptr}};
+/// The sums of place number `place` of the call to memory; requantizes those of the place before.
+template <int Outputs, bool holds_weights, int Sums>
+inline __attribute__((always_inline)) void run_place(const TileCall& tiles, int place) {
+  const std::uint8_t* const input = tiles.input_of(place);
+  std::int32_t* const sums = tiles.sums + Sums * kTileSums;
+  zero_tile<Sums>();
+  if constexpr (Outputs == 2) zero_tile<Sums + 1>();
+  if constexpr (holds_weights) {
+    multiply_held<Sums>(tiles, input);
+  } else {
+    multiply_steps<Outputs, Sums, 0>(tiles, input);
+    multiply_steps<Outputs, Sums, 1>(tiles, input);
+  }
+  if (place > 0) tiles.write(tiles, place - 1, tiles.sums + (Sums + 2) % kSumTiles * kTileSums);
+  store_tile_rows<Sums>(sums, kSumBytes);
+  if constexpr (Outputs == 2) store_tile_rows<Sums + 1>(sums + kTileSums, kSumBytes);
+}
+
+template <int Outputs, bool holds_weights>
+void run_places(const TileCall& tiles, int places) {
+  if constexpr (holds_weights) {
+    const TileStep* const step = tiles.steps.steps[0];
+    load_tile<kFirstHeldTile>(tiles.weights + step[0].weights, tiles.row_bytes);
+    load_tile<kFirstHeldTile + 1>(tiles.weights + step[1].weights, tiles.row_bytes);
+    load_tile<kFirstHeldTile + 2>(tiles.weights + step[2].weights, tiles.row_bytes);
+  }
+  for (int place = 0; place < places; place += 2) {
+    run_place<Outputs, holds_weights, 0>(tiles, place);
+    if (place + 1 < places) run_place<Outputs, holds_weights, 2>(tiles, place + 1);
+  }
+  tiles.write(tiles, places - 1, tiles.sums + (places - 1) % 2 * 2 * kTileSums);
+}
 
 void run(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call) {
   const ConvolutionShape& shape = packed.shape;
   const TileSteps steps(shape, call);
+  const bool holds_weights = steps.counts[0] == kHeldSteps && steps.counts[1] == 0 &&
+                             call.last_channel - call.first_channel <= kBlockOutputs;
   TileConfiguration configuration;
   for (int tile = 0; tile < kSumTiles; ++tile) configuration.set(tile, kBlockOutputs, kSumBytes);
-  for (int size = 0; size < kSizes && steps.counts[size] != 0; ++size) {
-    configuration.set(kWeightTile[size], kBlockOutputs, steps.quads[size] * kQuad);
-    configuration.set(kInputTile[size], steps.quads[size], kPartBytes);
+  if (holds_weights) {
+    for (int step = 0; step < kHeldSteps; ++step) {
+      configuration.set(kFirstHeldTile + step, kBlockOutputs, steps.quads[0] * kQuad);
+    }
+    configuration.set(kHeldInputTile, steps.quads[0], kPartBytes);
+  } else {
+    for (int size = 0; size < kSizes && steps.counts[size] != 0; ++size) {
+      configuration.set(kWeightTile[size], kBlockOutputs, steps.quads[size] * kQuad);
+      configuration.set(kInputTile[size], steps.quads[size], kPartBytes);
+    }
   }
   configure_tiles(configuration);
 
+  alignas(64) std::int32_t sums[kSumTiles * kTileSums];
+  const DerivedSteps derived_steps(stage);
   TileCall tiles{call,
                  stage,
                  steps,
-                 DerivedSteps(stage),
+                 derived_steps,
                  choose_write(stage, call, packed.program[0]),
-                 packed.weights.data(),
+                 stage.format == kPlanar8,
                  orders_of(shape) * order_bytes_of(shape),
-                 row_bytes_of(shape)};
-  alignas(64) std::int32_t sums[2][kSumTiles * kBlockOutputs * kPartLanes];
-  int current = 0;
+                 row_bytes_of(shape),
+                 nullptr,
+                 0,
+                 0,
+                 sums};
   const int places = call.positions * kParts;
-  for (int channel = call.first_channel; channel < call.last_channel;) {
-    const int channels = std::min(call.last_channel - channel, 2 * kBlockOutputs);
-    const int outputs = (channels + kBlockOutputs - 1) / kBlockOutputs;
-    const std::uint8_t* const weights = tiles.weights + channel / kBlockOutputs * tiles.block_bytes;
-    for (int first = 0; first < places;) {
-      const int count = std::min(places - first, kSumTiles / outputs);
-      const std::uint8_t* input[kSumTiles] = {};
-      for (int p = 0; p < count; ++p) {
-        input[p] = call.input.at((first + p) / kParts, 0) + (first + p) % kParts * kPartBytes;
-      }
-      kMultiply[outputs - 1][count - 1](tiles, weights, input, sums[current]);
-      tiles.waiting =
-          Waiting({sums[current], count, (channels + kBlockChannels - 1) / kBlockChannels, first, channel});
-      current ^= 1;
-      first += count;
+  for (int channel = call.first_channel; channel < call.last_channel; channel = tiles.end_channel) {
+    tiles.weights = packed.weights.data() + channel / kBlockOutputs * tiles.block_bytes;
+    tiles.channel = channel;
+    tiles.end_channel = std::min(channel + 2 * kBlockOutputs, call.last_channel);
+    if (tiles.end_channel - channel > kBlockOutputs) {
+      run_places<2, false>(tiles, places);
+    } else if (holds_weights) {
+      run_places<1, true>(tiles, places);
+    } else {
+      run_places<1, false>(tiles, places);
     }
-    channel += channels;
   }
-  tiles.write_some(tiles.waiting.left);
   release_tiles();
 }
 

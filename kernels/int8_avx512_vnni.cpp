@@ -173,7 +173,8 @@ void output_block(const OutputStage& given_stage, const DerivedSteps& given_step
 #pragma GCC unroll 2
     for (int part = 0; part < kParts; ++part) {
       bytes[part] = requantized<residual, is_signed_output>(
-          to, call, block.first_position + p, part, block.channel,
+          to, residual_of<residual>(call, block.first_position + p, part, block.channel),
+          call.residual.group_stride,
           channels, [&](int k) __attribute__((always_inline)) { return block.sum(k, p, part); });
     }
     store_parts(call.output, stage.format, tile, block, p, channels, bytes);
@@ -224,7 +225,8 @@ void accumulate_behind(const std::uint8_t* input, std::ptrdiff_t stride, const Q
     const int p = i / kParts;
     const int part = i % kParts;
     const __m512i bytes = requantized<residual, is_signed_output>(
-        to, call, block.first_position + p, part, block.channel,
+        to, residual_of<residual>(call, block.first_position + p, part, block.channel),
+        call.residual.group_stride,
         kBlockChannels, [&](int k) __attribute__((always_inline)) { return block.sum(k, p, part); });
     const int group = block.channel / kQuad;
     const __m512i quads = to_quads(bytes);

@@ -33,10 +33,20 @@ constexpr bool is_signed(Residual residual) {
   return residual == Residual::signed_quads || residual == Residual::signed_planar;
 }
 
-/// 16 lanes of residual channel `channel` + K, s32. quads: those of the block's four channels.
+/// Where the residual of 16 lanes begins, part `part` of a position; nullptr without one. Planar: of channel
+/// `channel`, the next ones follow after call.residual.group_stride bytes.
+template <Residual residual>
+inline const std::uint8_t* residual_of(const ConvolutionCall& call, int position, int part, int channel) {
+  if constexpr (residual == Residual::none) return nullptr;
+  if constexpr (residual == Residual::unsigned_quads || residual == Residual::signed_quads) {
+    return call.residual.at(position, channel / kQuad) + kPartBytes * part;
+  }
+  return call.residual.at(position, channel) + kPartLanes * part;
+}
+
+/// 16 lanes of channel K of a residual that begins at `from`, s32. quads: those of the block's four channels.
 template <Residual residual, int K>
-inline __m512i residual_lanes(const ConvolutionCall& call, int position, int channel, int lane,
-                              __m512i quads) {
+inline __m512i residual_lanes(const std::uint8_t* from, std::ptrdiff_t stride, __m512i quads) {
   if constexpr (residual == Residual::unsigned_quads) {
     // Byte K of each lane; an index of 0x80 gives zero.
     constexpr int kFirst = static_cast<int>(0x80808000U) + K;
@@ -44,13 +54,12 @@ inline __m512i residual_lanes(const ConvolutionCall& call, int position, int cha
   } else if constexpr (residual == Residual::signed_quads) {
     return _mm512_srai_epi32(_mm512_slli_epi32(quads, 24 - 8 * K), 24);
   } else {
-    const __m128i bytes =
-        _mm_loadu_si128(reinterpret_cast<const __m128i*>(call.residual.at(position, channel + K) + lane));
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + K * stride));
     return is_signed(residual) ? _mm512_cvtepi8_epi32(bytes) : _mm512_cvtepu8_epi32(bytes);
   }
 }
 
-/// The numbers of a block's four channels.
+/// The numbers of a block's four channels, in memory.
 struct Requantization {
   const float* scale;
   const float* offset;
@@ -64,16 +73,16 @@ struct Requantization {
         highest(static_cast<std::uint8_t>(stage.range.highest)) {}
 };
 
-/// Part `part` of a position in bytes: four channels from `channel` on, of 16 lanes; in 128-bit block b the
-/// lanes 4 b .. 4 b + 3 of channel 0, of 1, 2, 3. sum(k): 16 lanes of channel `channel` + k, s32.
+/// Four channels of 16 lanes in bytes; in 128-bit block b the lanes 4 b .. 4 b + 3 of channel 0, of 1, 2, 3.
+/// sum(k): 16 lanes of channel k, s32; residual_from: what residual_of() gives, `channels` channels of it.
 template <Residual residual, bool is_signed_output, typename Sum>
 inline __attribute__((always_inline)) __m512i requantized(const Requantization& to,
-                                                          const ConvolutionCall& call, int position, int part,
-                                                          int channel, int channels, const Sum& sum) {
-  const int lane = part * kPartLanes;
+                                                          const std::uint8_t* residual_from,
+                                                          std::ptrdiff_t residual_stride, int channels,
+                                                          const Sum& sum) {
   __m512i quads = _mm512_setzero_si512();
   if constexpr (residual == Residual::unsigned_quads || residual == Residual::signed_quads) {
-    quads = loaded_once(load(call.residual.at(position, channel / kQuad) + kQuad * lane));
+    quads = loaded_once(load(residual_from));
   }
   const auto quantized = [&]<int K>(std::integral_constant<int, K>) __attribute__((always_inline)) {
     __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(sum(K)), _mm512_set1_ps(to.scale[K]));
@@ -81,7 +90,7 @@ inline __attribute__((always_inline)) __m512i requantized(const Requantization& 
     if constexpr (residual != Residual::none) {
       const bool planar = residual == Residual::unsigned_planar || residual == Residual::signed_planar;
       if (!planar || K < channels) {
-        const __m512i r = residual_lanes<residual, K>(call, position, channel, lane, quads);
+        const __m512i r = residual_lanes<residual, K>(residual_from, residual_stride, quads);
         y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(r), _mm512_set1_ps(to.ratio), y);
       }
     }
@@ -104,32 +113,20 @@ inline __m512i to_quads(__m512i bytes) {
   return _mm512_shuffle_epi8(bytes, _mm512_set4_epi32(0x0F0B0703, 0x0E0A0602, 0x0D090501, 0x0C080400));
 }
 
-/// Requantizes part `part` of a position, four channels from `channel` on, and stores it with what is derived
-/// from it. Output quads8, or planar8 where `planar`; residual and what is derived are quads8. Channels that
-/// do not exist have zero weights, scales and offsets, so they become zero. sum(k) as in requantized().
-template <Residual residual, bool is_signed_output, bool derives, typename Sum>
-inline __attribute__((always_inline)) void write_part(const OutputStage& stage, const DerivedSteps& steps,
-                                                      const ConvolutionCall& call, bool planar, int position,
-                                                      int part, int channel, const Sum& sum) {
-  const Requantization to(stage, channel);
-  const __m512i bytes =
-      requantized<residual, is_signed_output>(to, call, position, part, channel, kBlockChannels, sum);
+/// Stores what requantized() gives as quads8 or, where `planar`, as `channels` planes `stride` bytes apart.
+/// Returns the quads.
+inline __m512i store_part(__m512i bytes, bool planar, std::uint8_t* to, std::ptrdiff_t stride, int channels) {
   const __m512i quads = to_quads(bytes);
   if (!planar) {
-    store(call.output.at(position, channel / kQuad) + kPartBytes * part, quads);
-  } else {
-    // 128-bit block k: the lanes of channel k.
-    alignas(64) std::uint8_t planes[kBlockChannels][kPartLanes];
-    store(planes[0], _mm512_permutexvar_epi32(
-                         _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), bytes));
-    const int channels = std::min(kBlockChannels, call.last_channel - channel);
-    for (int k = 0; k < channels; ++k) {
-      std::memcpy(call.output.at(position, channel + k) + kPartLanes * part, planes[k], kPartLanes);
-    }
+    store(to, quads);
+    return quads;
   }
-  if constexpr (derives) {
-    store(call.derived.at(position, channel / kQuad) + kPartBytes * part, derive(quads, stage, steps));
-  }
+  // 128-bit block k: the lanes of channel k.
+  alignas(64) std::uint8_t planes[kBlockChannels][kPartLanes];
+  store(planes[0], _mm512_permutexvar_epi32(
+                       _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), bytes));
+  for (int k = 0; k < channels; ++k) std::memcpy(to + k * stride, planes[k], kPartLanes);
+  return quads;
 }
 
 /// choice.operator()<residual, is_signed_output, derives>() for what write_part() of this stage needs;
