@@ -126,15 +126,22 @@ inline void store_tile(const OutputView& view, const ActivationFormat& format, i
   }
 }
 
-/// The thresholds of a derived input at 4 bits by the stream's upper half bytes: x is the upper half's base,
-/// and one more for each of its cuts that the byte exceeds.
+/// The thresholds of a derived input in registers. At 4 bits by the stream's upper half bytes: x is the upper
+/// half's base, and one more for each of its cuts that the byte exceeds.
 struct DerivedSteps {
-  static constexpr int kCuts = 2;  ///< that any upper half may have
-  bool usable = false;
+  static constexpr int kCuts = 2;        ///< that any upper half may have
+  static constexpr int kThresholds = 3;  ///< at 2 bits
+  bool usable = false;                   ///< base and cuts
+  __m512i thresholds[kThresholds] = {};
   __m512i base = _mm512_setzero_si512();
   __m512i cuts[kCuts] = {};
 
   explicit DerivedSteps(const OutputStage& stage) {
+    if (stage.derived_bits == 2) {
+      for (int t = 0; t < kThresholds; ++t) {
+        thresholds[t] = _mm512_set1_epi8(static_cast<char>(stage.derived_thresholds[t]));
+      }
+    }
     if (stage.derived_bits != 4) return;
     constexpr int kHalves = 16;
     alignas(16) std::uint8_t bases[kHalves] = {};
@@ -179,7 +186,13 @@ inline __m512i derive(__m512i stream, const DerivedSteps& steps) {
   return x;
 }
 inline __m512i derive(__m512i stream, const OutputStage& stage, const DerivedSteps& steps) {
-  return steps.usable ? derive(stream, steps) : derive(stream, stage);
+  if (steps.usable) return derive(stream, steps);
+  if (stage.derived_bits != 2) return derive(stream, stage);
+  __m512i x = _mm512_setzero_si512();
+  for (const __m512i& threshold : steps.thresholds) {
+    x = _mm512_mask_add_epi8(x, _mm512_cmpgt_epu8_mask(stream, threshold), x, _mm512_set1_epi8(1));
+  }
+  return x;
 }
 
 /// Formats and ranges that the vector paths know; everything else goes through write_plainly().
