@@ -135,7 +135,8 @@ std::uint32_t line_constant(const ConvolutionLayer& layer, const LineFilter& fil
   return words[0] | std::uint32_t{words[1]} << 16;
 }
 
-void pack_lines(const ConvolutionLayer& layer, const LineFilter& filter, PackedConvolution& packed) {
+[[gnu::cold]] void pack_lines(const ConvolutionLayer& layer, const LineFilter& filter,
+                              PackedConvolution& packed) {
   const int padded = padded_channels_of(layer.shape);
   const int groups = groups_of(layer.shape);
   for (int direction = 0; direction < kDirections; ++direction) {
@@ -167,7 +168,7 @@ constexpr std::size_t place_of(const LineFilter& filter) {
   return filter.outputs == 2 ? 1 : filter.times == 8 ? 3 : 5;
 }
 
-PackedConvolution pack(const ConvolutionLayer& layer) {
+[[gnu::cold]] PackedConvolution pack(const ConvolutionLayer& layer) {
   const int taps = layer.shape.kernel * layer.shape.kernel;
   const int groups = groups_of(layer.shape);
   PackedConvolution packed{layer.shape, layer.activation_bits, {}, std::vector<std::int32_t>(kHeader)};

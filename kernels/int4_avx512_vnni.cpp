@@ -49,7 +49,8 @@ int blocks_of(const ConvolutionShape& shape) {
   return (shape.output_channels + kBlockChannels - 1) / kBlockChannels;
 }
 
-void pack_lines(const ConvolutionLayer& layer, const LineFilter& filter, PackedConvolution& packed) {
+[[gnu::cold]] void pack_lines(const ConvolutionLayer& layer, const LineFilter& filter,
+                              PackedConvolution& packed) {
   const int groups = groups_of(layer.shape);
   const int padded = blocks_of(layer.shape) * kBlockChannels;
   const int limit = activation_limit(layer.activation_bits);
@@ -108,7 +109,7 @@ bool lines_fit(const ConvolutionLayer& layer, const LineFilter& filter) {
   return largest <= 127;
 }
 
-PackedConvolution pack(const ConvolutionLayer& layer) {
+[[gnu::cold]] PackedConvolution pack(const ConvolutionLayer& layer) {
   PackedConvolution packed = pack_quads(layer);
   if (!lines_fit(layer, kFourOutputs) || !lines_fit(layer, kTwoOutputs)) return packed;
   pack_lines(layer, kFourOutputs, packed);

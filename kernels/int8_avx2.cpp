@@ -64,7 +64,7 @@ struct Program {
 /// Where a program lies: [length, groups' place, weights' place], then first runs, then groups.
 constexpr std::size_t kHeader = 3;
 
-void append(const RunProgram& runs, PackedConvolution& packed) {
+[[gnu::cold]] void append(const RunProgram& runs, PackedConvolution& packed) {
   const std::size_t groups = packed.program.size() + kHeader + runs.first_run.size();
   packed.program.push_back(runs.length);
   packed.program.push_back(static_cast<std::int32_t>(groups));
@@ -74,7 +74,7 @@ void append(const RunProgram& runs, PackedConvolution& packed) {
   for (const std::int16_t weight : runs.weights) packed.weights.push_back(static_cast<std::uint8_t>(weight));
 }
 
-PackedConvolution pack(const ConvolutionLayer& layer) {
+[[gnu::cold]] PackedConvolution pack(const ConvolutionLayer& layer) {
   constexpr NarrowLane kLane{kQuad, 2, -32768, 32767};
   PackedConvolution packed{layer.shape, layer.activation_bits, {}, {0}};
   append(pack_runs(layer, kPair, kLane, kLengths), packed);

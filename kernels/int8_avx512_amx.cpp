@@ -79,7 +79,7 @@ bool supports(const ConvolutionLayer& layer) {
          weight_limit(layer.weight_bits) <= 127;
 }
 
-PackedConvolution pack(const ConvolutionLayer& layer) {
+[[gnu::cold]] PackedConvolution pack(const ConvolutionLayer& layer) {
   const ConvolutionShape& shape = layer.shape;
   const int blocks = (shape.output_channels + kBlockOutputs - 1) / kBlockOutputs;
   const std::ptrdiff_t row_bytes = row_bytes_of(shape);

@@ -288,7 +288,7 @@ bool supports_quads(const ConvolutionLayer& layer) {
   return steps <= kMaximumSteps && weight_limit(layer.weight_bits) <= 127;
 }
 
-PackedConvolution pack_quads(const ConvolutionLayer& layer) {
+[[gnu::cold]] PackedConvolution pack_quads(const ConvolutionLayer& layer) {
   const int taps = layer.shape.kernel * layer.shape.kernel;
   PackedConvolution packed{layer.shape, layer.activation_bits, {}, {largest_sum(layer)}};
   for (int block = 0; block < layer.shape.output_channels; block += kBlockChannels) {

@@ -34,7 +34,7 @@ InstructionSet IntegerNetwork::instruction_set() const {
   return highest;
 }
 
-std::string IntegerNetwork::text() const {
+[[gnu::cold]] std::string IntegerNetwork::text() const {
   std::string text = plan_.network.variant + ", " + std::to_string(plan_.network.depth) + " layers, " +
                      std::to_string(plan_.weight_bits) + "-bit weights, " +
                      std::to_string(plan_.activation_bits) + "-bit activations, " +
