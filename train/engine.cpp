@@ -16,6 +16,7 @@ std::string engine_name() {
                      : isa == dnnl::cpu_isa::avx512_core      ? "AVX-512"
                      : isa == dnnl::cpu_isa::avx512_core_vnni ? "AVX-512 VNNI"
                      : isa == dnnl::cpu_isa::avx512_core_bf16 ? "AVX-512 BF16"
+                     : isa == dnnl::cpu_isa::avx512_core_amx  ? "AMX"
                                                               : "newer than AVX-512 BF16";
   return fmt::format("oneDNN {}.{}.{}, {}", version.major, version.minor, version.patch, name);
 }
