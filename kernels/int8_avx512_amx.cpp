@@ -11,13 +11,11 @@
 // is left out. A multiplication takes 16 cycles for any number of quads (measured on Emerald Rapids).
 //
 // A place is 16 lanes of a position. Its sums of 16 or 32 output channels are multiplied one place after the
-// other in alternating tiles, so that a tile is stored while the next one is multiplied, and some registers
-// of bytes of the place before are requantized after each step: that work needs other pipes, but for 512-bit
-// products and conversions of floats, which have one pipe left instead of two. Where three steps are all,
-// their weights stay in tiles.
+// other in alternating tiles, so that a tile is stored while the next one is multiplied, and the place before
+// is requantized meanwhile: that work needs other pipes, but for 512-bit products and conversions of floats,
+// which have one pipe left instead of two. Where three steps are all, their weights stay in tiles.
 //
-//   weights:  s8 [block of 16 output channels][order][kernel row][16][row_bytes: quads of its taps, padded to
-//   64]
+//   weights:  s8 [block of 16 output channels][order][kernel row][16][row_bytes], quads padded to 64 bytes
 //             order 0: taps from left to right; order 1, where it is needed: middle, left, right, as column
 //             copies lie
 //   program:  the largest magnitude of a sum
@@ -197,6 +195,7 @@ struct TileCall {
   int channel;
   int end_channel;
   std::int32_t* sums;  ///< of two places
+
   const std::uint8_t* input_of(int place) const {
     return call.input.at(place / kParts, 0) + place % kParts * kPartBytes;
   }

@@ -25,9 +25,8 @@ TEST(Peaks, ReachTheirDocumentedRates) {
 TEST(Peaks, AreThereForEveryInstructionSetOfThisCpu) {
   for (const int weights : {16, 8, 4, 2}) {
     for (const int activations : {16, 8, 4, 2}) {
-      for (const InstructionSet set :
-           {InstructionSet::avx2, InstructionSet::avx512_vnni, InstructionSet::avx512_vbmi,
-            InstructionSet::avx512_amx}) {
+      for (const InstructionSet set : {InstructionSet::avx2, InstructionSet::avx512_vnni,
+                                       InstructionSet::avx512_vbmi, InstructionSet::avx512_amx}) {
         const std::string name = probe_name(set, weights, activations);
         EXPECT_FALSE(name.empty());
         EXPECT_TRUE(set > detected_instruction_set() || find_probe(name) != nullptr) << name;

@@ -19,7 +19,8 @@ TEST(InstructionSet, RefusesUnknownNamesAndListsTheKnownOnes) {
       capped_instruction_set(name);
       FAIL() << name << " was accepted";
     } catch (const std::invalid_argument& error) {
-      EXPECT_THAT(error.what(), testing::HasSubstr("reference, avx2, avx512_vnni, avx512_vbmi or avx512_amx"));
+      EXPECT_THAT(error.what(),
+                  testing::HasSubstr("reference, avx2, avx512_vnni, avx512_vbmi or avx512_amx"));
     }
   }
 }

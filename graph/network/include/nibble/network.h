@@ -17,7 +17,8 @@ namespace nibble {
 ///   network.run(pixels, count, logits.data());
 ///
 /// Threads: OpenMP's, as many as omp_get_max_threads() says when the network is loaded. The environment
-/// variable NIBBLE_MAX_ISA (reference, avx2, avx512_vnni, avx512_vbmi, avx512_amx) keeps it from newer instructions.
+/// variable NIBBLE_MAX_ISA (reference, avx2, avx512_vnni, avx512_vbmi, avx512_amx) keeps it from newer
+/// instructions.
 class NIBBLE_API Network {
  public:
   /// Reads a quantized checkpoint of 16, 8, 4 or 2 bits. Throws std::runtime_error: one sentence that names
