@@ -73,7 +73,7 @@ void append_runs(const ConvolutionLayer& layer, int pair, std::vector<std::int32
   ends.push_back(steps);
 }
 
-[[gnu::cold]] PackedConvolution pack(const ConvolutionLayer& layer) {
+[[gnu::cold, gnu::flatten]] PackedConvolution pack(const ConvolutionLayer& layer) {
   const int taps = layer.shape.kernel * layer.shape.kernel;
   const int groups = groups_of(layer.shape);
   PackedConvolution packed{layer.shape, layer.activation_bits, {}, {}};

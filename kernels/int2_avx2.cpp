@@ -106,7 +106,7 @@ bool supports(const ConvolutionLayer& layer) {
   return steps_fit(layer.shape, groups_of(layer.shape), proven_run_length(layer));
 }
 
-[[gnu::cold]] PackedConvolution pack(const ConvolutionLayer& layer) {
+[[gnu::cold, gnu::flatten]] PackedConvolution pack(const ConvolutionLayer& layer) {
   const int taps = layer.shape.kernel * layer.shape.kernel;
   const int groups = groups_of(layer.shape);
   const int padded = padded_channels_of(layer.shape);

@@ -52,9 +52,10 @@ constexpr int kCopyOfColumn[] = {1, 0, 2};
 int groups_of(const ConvolutionShape& shape) {
   return group_count(kQuads8, shape.input_channels);
 }
-/// Taps of more than 15 quads fill tiles alone.
+/// Taps of 16 quads fill tiles alone, and those of 8 half of them: twice the weights would be too much
+/// memory.
 int orders_of(const ConvolutionShape& shape) {
-  return shape.kernel == 3 && groups_of(shape) < kTileRows ? 2 : 1;
+  return shape.kernel == 3 && groups_of(shape) < kTileRows / 2 ? 2 : 1;
 }
 /// Of the weights of one output channel's kernel row: no tile's row crosses more cache lines than it must.
 std::ptrdiff_t row_bytes_of(const ConvolutionShape& shape) {
