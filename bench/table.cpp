@@ -161,9 +161,8 @@ std::vector<std::string> footer_lines(const Report& report) {
   }
   lines.push_back(
       "Latency: of one image alone, median and 99 % quantile. Of peak: multiply-accumulates a second without "
-      "the loader beside what the instructions that multiply reach in registers on all threads; 4 bits may "
-      "pass "
-      "100 %, as they need half or two thirds of the multiplications.");
+      "the loader beside what the instructions that multiply reach in registers on all threads; 4 "
+      "bits may pass 100 %, as they need half or two thirds of the multiplications.");
   lines.push_back(fmt::format("Images: {}, {}{}.", text_or_missing(context.dataset.name),
                               context.dataset.images ? std::to_string(*context.dataset.images) : kMissing,
                               context.dataset.sha256.empty() ? "" : ", SHA-256 " + context.dataset.sha256));

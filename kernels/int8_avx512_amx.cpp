@@ -6,9 +6,10 @@
 //   sums:        s32 [16 output channels][16 lanes]
 //
 // A quad is four input channels of one tap. Where the taps of a kernel row follow each other in memory, in
-// image lanes as in the column copies of position lanes, their quads are one chain, so that tiles are filled:
-// three taps of 16 channels are a tile of 12 rows, three of 32 are tiles of 16 and 8, whatever meets padding
-// is left out. A multiplication takes 16 cycles for any number of quads (measured on Emerald Rapids).
+// image lanes and, below 32 channels, in the column copies of position lanes, their quads are one chain, so
+// that tiles are filled: three taps of 16 channels are a tile of 12 rows, three of 32 are tiles of 16 and 8,
+// whatever meets padding is left out. A multiplication takes 16 cycles for any number of quads (measured on
+// Emerald Rapids).
 //
 // A place is 16 lanes of a position. Its sums of 16 or 32 output channels are multiplied one place after the
 // other in alternating tiles, so that a tile is stored while the next one is multiplied, and the place before
@@ -147,10 +148,10 @@ struct TileSteps {
           std::ptrdiff_t{place_of(order, tap.index % shape.kernel)} * groups * kQuad;
       return add_chain({tap.offset, weights}, groups * taps, call.input.group_stride);
     };
+    // The leftmost tap in memory, from which the others must follow without a gap, here and in the weights.
+    const Tap* const begin =
+        std::min_element(first, last, [](const Tap& a, const Tap& b) { return a.offset < b.offset; });
     for (int order = 0; joins_taps && order < orders_of(shape); ++order) {
-      // The leftmost tap in memory, from which the others must follow without a gap, here and in the weights.
-      const Tap* const begin =
-          std::min_element(first, last, [](const Tap& a, const Tap& b) { return a.offset < b.offset; });
       const int place = place_of(order, begin->index % shape.kernel);
       const bool follows = std::all_of(first, last, [&](const Tap& tap) {
         const int behind = place_of(order, tap.index % shape.kernel) - place;

@@ -8,6 +8,7 @@
 
 #include "graph/onednn/weight_gradient.h"
 #include "graph/onednn/weight_gradient_pairs.h"
+#include "kernels/tiles_amx.h"
 
 namespace nibble {
 namespace {
@@ -24,27 +25,48 @@ int chunk_pixels(const WeightGradientShape& shape) {
   return pixels;
 }
 
-/// Tiles 0 to 5: sums, [output channel][input channel], of the column taps of one block of inputs and of
-/// another. Tile 6: dy, [output channel][pixel]. Tile 7: x, [pixel][input channel].
-struct alignas(64) TileConfiguration {
-  explicit TileConfiguration(int pixels) {
-    for (int i = 0; i < 8; ++i) {
-      rows[i] = static_cast<std::uint8_t>(i == 7 ? pixels : kChannels);
-      row_bytes[i] = static_cast<std::uint16_t>(i == 6 ? pixels * static_cast<int>(sizeof(Pair)) : kLine);
-    }
-  }
-  std::uint8_t palette = 1;
-  std::uint8_t start_row = 0;
-  std::uint8_t reserved[14] = {};
-  std::uint16_t row_bytes[16] = {};
-  std::uint8_t rows[16] = {};
-};
+/// Tiles kSums .. kSums + 2: sums, [output channel][input channel], of the column taps of a block of inputs;
+/// kOtherSums and behind: those of another block.
+constexpr int kSums = 0;
+constexpr int kOtherSums = 3;
+constexpr int kGradientTile = 6;  ///< dy, [output channel][pixel]
+constexpr int kInputTile = 7;     ///< x, [pixel][input channel]
 
-/// GCC's tile instructions do not tell the compiler which memory they read and write: before this, all that
-/// is stored must be in memory, `seen` too, even if nothing else has its address; after it, all is read
-/// again.
-inline __attribute__((always_inline)) void order_memory(const void* seen) {
-  __asm__ volatile("" : : "r"(seen) : "memory");
+void configure(int pixels) {
+  TileConfiguration configuration;
+  for (int tile = 0; tile < kGradientTile; ++tile) configuration.set(tile, kChannels, kLine);
+  configuration.set(kGradientTile, kChannels, pixels * static_cast<int>(sizeof(Pair)));
+  configuration.set(kInputTile, pixels, kLine);
+  configure_tiles(configuration);
+}
+
+template <int First>
+inline __attribute__((always_inline)) void begin_sums(bool fresh, const float* block) {
+  if (fresh) {
+    zero_tile<First>();
+    zero_tile<First + 1>();
+    zero_tile<First + 2>();
+  } else {
+    load_tile<First>(block, kLine);
+    load_tile<First + 1>(block + kTile, kLine);
+    load_tile<First + 2>(block + 2 * kTile, kLine);
+  }
+}
+/// x: the input at the left tap; `step` bytes lie between two pixels.
+template <int First>
+inline __attribute__((always_inline)) void add_taps(const Pair* x, std::ptrdiff_t step) {
+  load_tile<kInputTile>(x, step);
+  multiply_add_bf16_tiles<First, kGradientTile, kInputTile>();
+  load_tile<kInputTile>(x + kChannels, step);
+  multiply_add_bf16_tiles<First + 1, kGradientTile, kInputTile>();
+  load_tile<kInputTile>(x + 2 * kChannels, step);
+  multiply_add_bf16_tiles<First + 2, kGradientTile, kInputTile>();
+}
+template <int First>
+inline __attribute__((always_inline)) void store_sums(float* block) {
+  store_tile_rows<First>(block, kLine);
+  store_tile_rows<First + 1>(block + kTile, kLine);
+  store_tile_rows<First + 2>(block + 2 * kTile, kLine);
 }
 
 /// Where a block's pixels lie, in pairs: the input at the left tap of the first output pixel, its dy, and the
@@ -60,62 +82,23 @@ struct Pixels {
 /// block and, with `two`, second = x * dy of all pixels, added to what they hold unless they are `fresh`.
 template <bool two>
 __attribute__((noinline)) void sum_block(const Pixels& pixels, bool fresh, float* block, float* second) {
-  order_memory(block);
-  if (fresh) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    if (two) {
-      _tile_zero(3);
-      _tile_zero(4);
-      _tile_zero(5);
-    }
-  } else {
-    _tile_loadd(0, block, kLine);
-    _tile_loadd(1, block + kTile, kLine);
-    _tile_loadd(2, block + 2 * kTile, kLine);
-    if (two) {
-      _tile_loadd(3, second, kLine);
-      _tile_loadd(4, second + kTile, kLine);
-      _tile_loadd(5, second + 2 * kTile, kLine);
-    }
-  }
-  const std::ptrdiff_t step = pixels.x_pixel;
+  begin_sums<kSums>(fresh, block);
+  if (two) begin_sums<kOtherSums>(fresh, second);
   for (int pair = 0; pair < pixels.pairs; ++pair) {
     for (int row = 0; row < pixels.rows; ++row) {
       const Pair* x = pixels.x + pair * pixels.x_pair + row * pixels.x_row;
       const Pair* dy = pixels.dy + pair * pixels.dy_pair + row * pixels.dy_row;
       for (int chunk = pixels.chunks; chunk > 0; --chunk) {
-        _tile_loadd(6, dy, kLine);
-        _tile_loadd(7, x, step);
-        _tile_dpbf16ps(0, 6, 7);
-        _tile_loadd(7, x + kChannels, step);
-        _tile_dpbf16ps(1, 6, 7);
-        _tile_loadd(7, x + 2 * kChannels, step);
-        _tile_dpbf16ps(2, 6, 7);
-        if (two) {
-          const Pair* other = x + pixels.x_block;
-          _tile_loadd(7, other, step);
-          _tile_dpbf16ps(3, 6, 7);
-          _tile_loadd(7, other + kChannels, step);
-          _tile_dpbf16ps(4, 6, 7);
-          _tile_loadd(7, other + 2 * kChannels, step);
-          _tile_dpbf16ps(5, 6, 7);
-        }
+        load_tile<kGradientTile>(dy, kLine);
+        add_taps<kSums>(x, pixels.x_pixel);
+        if (two) add_taps<kOtherSums>(x + pixels.x_block, pixels.x_pixel);
         x += pixels.x_chunk;
         dy += kTile;
       }
     }
   }
-  _tile_stored(0, block, kLine);
-  _tile_stored(1, block + kTile, kLine);
-  _tile_stored(2, block + 2 * kTile, kLine);
-  if (two) {
-    _tile_stored(3, second, kLine);
-    _tile_stored(4, second + kTile, kLine);
-    _tile_stored(5, second + 2 * kTile, kLine);
-  }
-  order_memory(block);
+  store_sums<kSums>(block);
+  if (two) store_sums<kOtherSums>(second);
 }
 
 /// Rows of x to [channel / 16][row][column][channel % 16] of pairs, a column of zeros at either side; `block`
@@ -217,9 +200,7 @@ void weight_gradient_amx(const WeightGradientShape& shape, const Bfloat16* x, co
   Pair* const x_pairs = static_cast<Pair*>(scratch);
   Pair* const dy_pairs = x_pairs + x_block * input_blocks;
 
-  const TileConfiguration configuration(pixels);
-  order_memory(&configuration);
-  _tile_loadconfig(&configuration);
+  configure(pixels);
   for_pieces(
       shape, piece, x, dy, images,
       [&](int number, const Bfloat16* first, const Bfloat16* second, int rows) {
@@ -256,7 +237,7 @@ void weight_gradient_amx(const WeightGradientShape& shape, const Bfloat16* x, co
           }
         }
       });
-  _tile_release();
+  release_tiles();
 }
 
 }  // namespace nibble
