@@ -69,13 +69,9 @@ struct Map {
     const std::ptrdiff_t first = (std::ptrdiff_t{run.row} * width + run.column) * stride * position_bytes;
     const std::ptrdiff_t step =
         (std::ptrdiff_t{run.row_step} * width + run.column_step) * stride * position_bytes;
-    return {bytes.data() + first, step, group_bytes};
+    return {bytes.data() + first, step, group_bytes, std::ptrdiff_t{width} * stride * position_bytes};
   }
 };
-
-InputView read_only(const OutputView& view) {
-  return {view.data, view.position_stride, view.group_stride};
-}
 
 }  // namespace
 
@@ -103,7 +99,8 @@ struct KernelLayer::Implementation {
     make_stage(packing);
     make_maps();
     const std::ptrdiff_t row = shape.input_width * input.position_bytes;
-    geometry = cut_into_runs(shape, {row, input.position_bytes}, kernel.prefers_whole_rows(packed));
+    geometry = cut_into_runs(shape, {row, input.position_bytes}, kernel.prefers_whole_rows(packed),
+                             kernel.takes_rows);
   }
 
   /// The stream is u15 in 16-bit networks, in the format of its readers; u8 in all others, as the kernel
@@ -198,9 +195,9 @@ void KernelLayer::run() {
   Implementation& self = *implementation_;
   for (const PositionRun& run : self.geometry.runs) {
     self.kernel.run(self.packed, self.stage,
-                    {read_only(self.input.view(run, self.shape.stride)), self.geometry.tap_lists[run.taps],
+                    {self.input.view(run, self.shape.stride), self.geometry.tap_lists[run.taps],
                      run.positions, 0, self.shape.output_channels, self.output.view(run, 1),
-                     read_only(self.residual.view(run, 1)), self.derived.view(run, 1), run.whole_row});
+                     self.residual.view(run, 1), self.derived.view(run, 1), run.whole_row, run.rows});
   }
 }
 

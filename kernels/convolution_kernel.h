@@ -96,7 +96,8 @@ struct Tap {
   int index;              ///< row * kernel + column: which weights
 };
 
-/// One call: `positions` outputs with the same taps, one block of ConvolutionKernel::lanes lanes.
+/// One call: `positions` outputs of each of `rows` rows with the same taps, one block of
+/// ConvolutionKernel::lanes lanes.
 struct ConvolutionCall {
   InputView input;  ///< in the kernel's input_format; position_stride includes the convolution's stride
   std::span<const Tap> taps;
@@ -109,6 +110,7 @@ struct ConvolutionCall {
   /// The positions are a whole row of the map: the taps to the left of the first one and to the right of the
   /// last would meet padding, and count nothing there. Only where the kernel prefers_whole_rows().
   bool whole_row = false;
+  int rows = 1;  ///< of `positions` each; more than one only where the kernel takes_rows
 };
 
 /// A row of the registry.
@@ -134,6 +136,8 @@ struct ConvolutionKernel {
   bool (*takes_whole_rows)(const PackedConvolution& packed) = nullptr;
   /// Whether line filters (kernels/line_filter.h) may spare it up to half of a convolution's multiplications.
   bool filters_lines = false;
+
+  bool takes_rows = false;  ///< several in a call, which spares it the beginning and the end of a call
 
   /// What cut_into_runs() wants to know of a layer.
   bool prefers_whole_rows(const PackedConvolution& packed) const {

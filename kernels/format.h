@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace nibble {
 
@@ -39,13 +40,19 @@ constexpr int group_count(const ActivationFormat& format, int channels) {
   return (channels + format.channels - 1) / format.channels;
 }
 
-/// A map that a kernel reads or writes, seen from one block of lanes: group g of position p lies at
-/// data + p * position_stride + g * group_stride, lanes * format.bytes bytes without gaps.
+/// A map that a kernel reads or writes, seen from one block of lanes: group g of position p of row r lies at
+/// data + r * row_stride + p * position_stride + g * group_stride, lanes * format.bytes bytes without gaps.
 template <typename Byte>
 struct MapView {
   Byte* data = nullptr;
   std::ptrdiff_t position_stride = 0;  ///< bytes
   std::ptrdiff_t group_stride = 0;     ///< bytes
+  std::ptrdiff_t row_stride = 0;       ///< bytes; for calls of several rows
+
+  /// What was written is read next.
+  operator MapView<const Byte>() const requires(!std::is_const_v<Byte>) {
+    return {data, position_stride, group_stride, row_stride};
+  }
 
   Byte* at(std::ptrdiff_t position, std::ptrdiff_t group) const {
     return data + position * position_stride + group * group_stride;

@@ -35,7 +35,8 @@ std::vector<Band> bands(const ConvolutionShape& shape, int outputs, int inputs) 
 
 }  // namespace
 
-ConvolutionGeometry cut_into_runs(const ConvolutionShape& shape, const MapStrides& input, bool whole_rows) {
+ConvolutionGeometry cut_into_runs(const ConvolutionShape& shape, const MapStrides& input, bool whole_rows,
+                                  bool several_rows) {
   ConvolutionGeometry geometry;
   const std::vector<Band> across = whole_rows ? std::vector<Band>{{0, shape.output_width(), 0, shape.kernel}}
                                               : bands(shape, shape.output_width(), shape.input_width);
@@ -49,9 +50,10 @@ ConvolutionGeometry cut_into_runs(const ConvolutionShape& shape, const MapStride
         }
       }
       if (columns.count > 1 || rows.count == 1) {
-        for (int i = 0; i < rows.count; ++i) {
-          geometry.runs.push_back(
-              {rows.first + i, columns.first, 0, 1, columns.count, geometry.tap_lists.size(), whole_rows});
+        const int together = several_rows ? rows.count : 1;
+        for (int i = 0; i < rows.count; i += together) {
+          geometry.runs.push_back({rows.first + i, columns.first, 0, 1, columns.count,
+                                   geometry.tap_lists.size(), whole_rows, together});
         }
       } else {
         geometry.runs.push_back({rows.first, columns.first, 1, 0, rows.count, geometry.tap_lists.size()});

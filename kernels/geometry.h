@@ -24,6 +24,7 @@ struct PositionRun {
   int positions;
   std::size_t taps;        ///< index into ConvolutionGeometry::tap_lists
   bool whole_row = false;  ///< ConvolutionCall::whole_row
+  int rows = 1;            ///< so many rows of such positions
 };
 
 /// The whole map of a convolution cut into runs: inside, the rows; at the borders, rows and columns whose
@@ -33,7 +34,8 @@ struct PositionRun {
 ///   D E E E F      9 tap lists for a 3x3 kernel; B, E, H: one run for each row; D, F: one run down the
 ///   column D E E E F G H H H I
 ///
-/// Where the kernel takes whole rows, one run for each, of three tap lists: those of B, E and H.
+/// Where the kernel takes several rows in a call, E is one run too. Where it takes whole rows, there is one
+/// run for each, of three tap lists: those of B, E and H.
 struct ConvolutionGeometry {
   std::vector<std::vector<Tap>>
       tap_lists;  ///< offsets are from input position (row * stride, column * stride)
@@ -42,7 +44,7 @@ struct ConvolutionGeometry {
 
 /// For maps whose lanes are images. padding must not exceed kernel / 2.
 ConvolutionGeometry cut_into_runs(const ConvolutionShape& shape, const MapStrides& input,
-                                  bool whole_rows = false);
+                                  bool whole_rows = false, bool several_rows = false);
 
 /// Where one image's map lies when lanes are its own positions: each channel group is a plane
 ///

@@ -163,8 +163,8 @@ struct DerivedSteps {
   }
 };
 
-/// x at 2 or 4 bits from 64 bytes of the stream: how many thresholds are exceeded.
-inline __m512i derive(__m512i stream, const OutputStage& stage) {
+/// x at 2 or 4 bits from 64 bytes of the stream: how many thresholds are exceeded. Rarely needed.
+[[gnu::noinline, maybe_unused]] __m512i derive(__m512i stream, const OutputStage& stage) {
   const __m512i one = _mm512_set1_epi8(1);
   __m512i x = _mm512_setzero_si512();
   const int thresholds = (1 << stage.derived_bits) - 1;

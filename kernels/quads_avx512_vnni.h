@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 #include "kernels/output_avx512.h"
@@ -27,7 +28,13 @@ inline __m512i broadcast_quad(const std::uint8_t* weights) {
   return loaded_once(_mm512_set1_epi32(quad));
 }
 
-enum class Residual { none, unsigned_quads, signed_quads, unsigned_planar, signed_planar };
+/// any_quads: signed or not, as the stage says; one more instruction, and half of the code.
+enum class Residual { none, unsigned_quads, signed_quads, any_quads, unsigned_planar, signed_planar };
+
+constexpr bool is_quads(Residual residual) {
+  return residual == Residual::unsigned_quads || residual == Residual::signed_quads ||
+         residual == Residual::any_quads;
+}
 
 constexpr bool is_signed(Residual residual) {
   return residual == Residual::signed_quads || residual == Residual::signed_planar;
@@ -38,7 +45,7 @@ constexpr bool is_signed(Residual residual) {
 template <Residual residual>
 inline const std::uint8_t* residual_of(const ConvolutionCall& call, int position, int part, int channel) {
   if constexpr (residual == Residual::none) return nullptr;
-  if constexpr (residual == Residual::unsigned_quads || residual == Residual::signed_quads) {
+  if constexpr (is_quads(residual)) {
     return call.residual.at(position, channel / kQuad) + kPartBytes * part;
   }
   return call.residual.at(position, channel) + kPartLanes * part;
@@ -47,7 +54,7 @@ inline const std::uint8_t* residual_of(const ConvolutionCall& call, int position
 /// 16 lanes of channel K of a residual that begins at `from`, s32. quads: those of the block's four channels.
 template <Residual residual, int K>
 inline __m512i residual_lanes(const std::uint8_t* from, std::ptrdiff_t stride, __m512i quads) {
-  if constexpr (residual == Residual::unsigned_quads) {
+  if constexpr (residual == Residual::unsigned_quads || residual == Residual::any_quads) {
     // Byte K of each lane; an index of 0x80 gives zero.
     constexpr int kFirst = static_cast<int>(0x80808000U) + K;
     return _mm512_shuffle_epi8(quads, _mm512_set4_epi32(kFirst + 12, kFirst + 8, kFirst + 4, kFirst));
@@ -65,12 +72,14 @@ struct Requantization {
   const float* offset;
   float ratio;
   std::uint8_t highest;
+  std::int8_t residual_bias;  ///< what any_quads adds to make a residual unsigned, and subtracts then
 
   Requantization(const OutputStage& stage, int channel)
       : scale(stage.scale + channel),
         offset(stage.offset + channel),
         ratio(stage.residual_ratio),
-        highest(static_cast<std::uint8_t>(stage.range.highest)) {}
+        highest(static_cast<std::uint8_t>(stage.range.highest)),
+        residual_bias(stage.residual_signed ? std::numeric_limits<std::int8_t>::min() : std::int8_t{0}) {}
 };
 
 /// Four channels of 16 lanes in bytes; in 128-bit block b the lanes 4 b .. 4 b + 3 of channel 0, of 1, 2, 3.
@@ -81,8 +90,10 @@ inline __attribute__((always_inline)) __m512i requantized(const Requantization& 
                                                           std::ptrdiff_t residual_stride, int channels,
                                                           const Sum& sum) {
   __m512i quads = _mm512_setzero_si512();
-  if constexpr (residual == Residual::unsigned_quads || residual == Residual::signed_quads) {
-    quads = loaded_once(load(residual_from));
+  if constexpr (is_quads(residual)) quads = loaded_once(load(residual_from));
+  // -128 as a byte changes the sign bit, which adds 128.
+  if constexpr (residual == Residual::any_quads) {
+    quads = _mm512_xor_si512(quads, _mm512_set1_epi8(to.residual_bias));
   }
   const auto quantized = [&]<int K>(std::integral_constant<int, K>) __attribute__((always_inline)) {
     __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(sum(K)), _mm512_set1_ps(to.scale[K]));
@@ -90,7 +101,10 @@ inline __attribute__((always_inline)) __m512i requantized(const Requantization& 
     if constexpr (residual != Residual::none) {
       const bool planar = residual == Residual::unsigned_planar || residual == Residual::signed_planar;
       if (!planar || K < channels) {
-        const __m512i r = residual_lanes<residual, K>(residual_from, residual_stride, quads);
+        __m512i r = residual_lanes<residual, K>(residual_from, residual_stride, quads);
+        if constexpr (residual == Residual::any_quads) {
+          r = _mm512_add_epi32(r, _mm512_set1_epi32(to.residual_bias));
+        }
         y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(r), _mm512_set1_ps(to.ratio), y);
       }
     }
@@ -113,19 +127,25 @@ inline __m512i to_quads(__m512i bytes) {
   return _mm512_shuffle_epi8(bytes, _mm512_set4_epi32(0x0F0B0703, 0x0E0A0602, 0x0D090501, 0x0C080400));
 }
 
-/// Stores what requantized() gives as quads8 or, where `planar`, as `channels` planes `stride` bytes apart.
-/// Returns the quads.
-inline __m512i store_part(__m512i bytes, bool planar, std::uint8_t* to, std::ptrdiff_t stride, int channels) {
-  const __m512i quads = to_quads(bytes);
-  if (!planar) {
-    store(to, quads);
-    return quads;
-  }
+/// Stores what requantized() gives as `channels` planes `stride` bytes apart.
+[[gnu::noinline, maybe_unused]] void store_planes(__m512i bytes, std::uint8_t* to, std::ptrdiff_t stride,
+                                                  int channels) {
   // 128-bit block k: the lanes of channel k.
   alignas(64) std::uint8_t planes[kBlockChannels][kPartLanes];
   store(planes[0], _mm512_permutexvar_epi32(
                        _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), bytes));
   for (int k = 0; k < channels; ++k) std::memcpy(to + k * stride, planes[k], kPartLanes);
+}
+
+/// Stores what requantized() gives as quads8 or, where `planar`, as `channels` planes `stride` bytes apart.
+/// Returns the quads.
+inline __m512i store_part(__m512i bytes, bool planar, std::uint8_t* to, std::ptrdiff_t stride, int channels) {
+  const __m512i quads = to_quads(bytes);
+  if (planar) {
+    store_planes(bytes, to, stride, channels);
+  } else {
+    store(to, quads);
+  }
   return quads;
 }
 

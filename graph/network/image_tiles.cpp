@@ -48,9 +48,10 @@ ImageTiles::ImageTiles(const IntegerPlan& plan) {
     const ConvolutionShape shape = tile_shape(plan, i);
     const std::ptrdiff_t bytes =
         position_bytes(plan, shape.input_channels, plan.convolutions[i].kernel->input_format);
-    geometries_.push_back(
-        cut_into_runs(shape, {shape.input_width * bytes, bytes},
-                      plan.convolutions[i].kernel->prefers_whole_rows(plan.convolutions[i].packed)));
+    const ConvolutionKernel& kernel = *plan.convolutions[i].kernel;
+    geometries_.push_back(cut_into_runs(shape, {shape.input_width * bytes, bytes},
+                                        kernel.prefers_whole_rows(plan.convolutions[i].packed),
+                                        kernel.takes_rows));
   }
   const ActivationFormat& format = plan.convolutions[0].kernel->input_format;
   border_.resize(static_cast<std::size_t>(position_bytes(plan, 3, format)));
@@ -117,17 +118,15 @@ void ImageTiles::run_layer(const IntegerPlan& plan, std::size_t index, std::size
             (std::ptrdiff_t{run.row} * map.width + run.column) * stride * map.position_bytes;
         const std::ptrdiff_t step =
             (std::ptrdiff_t{run.row_step} * map.width + run.column_step) * stride * map.position_bytes;
+        const std::ptrdiff_t row = std::ptrdiff_t{map.width} * stride * map.position_bytes;
         return OutputView{map.data + first + std::ptrdiff_t{block} * kernel.lanes * format.bytes, step,
-                          map.group_bytes};
-      };
-      const auto as_input = [](const OutputView& v) {
-        return InputView{v.data, v.position_stride, v.group_stride};
+                          map.group_bytes, row};
       };
       kernel.run(planned.packed, stage,
-                 {as_input(view(input_map, shape.stride, kernel.input_format)),
-                  geometries_[index].tap_lists[run.taps], run.positions, 0, shape.output_channels,
-                  view(maps[0], 1, stage.format), as_input(view(maps[1], 1, stage.residual_format)),
-                  view(maps[2], 1, stage.derived_format), run.whole_row});
+                 {view(input_map, shape.stride, kernel.input_format), geometries_[index].tap_lists[run.taps],
+                  run.positions, 0, shape.output_channels, view(maps[0], 1, stage.format),
+                  view(maps[1], 1, stage.residual_format), view(maps[2], 1, stage.derived_format),
+                  run.whole_row, run.rows});
     }
   }
 }

@@ -168,14 +168,10 @@ void PositionPlanes::run_rows(const Pass& pass, std::size_t index, const LayerTe
   const auto output_view = [&](std::size_t tensor, const ActivationFormat& format) {
     return view(tensor, format, plane_bytes(layer.layout, format));
   };
-  const auto as_input = [](const OutputView& v) {
-    return InputView{v.data, v.position_stride, v.group_stride};
-  };
   kernel.run(planned.packed, stage,
-             {as_input(view(tensors.input, kernel.input_format, layer.input_plane_bytes)), layer.taps,
+             {view(tensors.input, kernel.input_format, layer.input_plane_bytes), layer.taps,
               (positions + kernel.lanes - 1) / kernel.lanes, channels.first, channels.last,
-              output_view(tensors.output, stage.format),
-              as_input(output_view(tensors.residual, stage.residual_format)),
+              output_view(tensors.output, stage.format), output_view(tensors.residual, stage.residual_format),
               output_view(tensors.derived, stage.derived_format)});
 }
 

@@ -147,8 +147,8 @@ class LaneMap {
   MapStrides strides() const { return {width_ * groups() * group_size(), groups() * group_size()}; }
 
   /// The view from image lane 0 (or row 0's first position), one step of `step` bytes a position.
-  OutputView view(std::ptrdiff_t start, std::ptrdiff_t step) {
-    return {memory_.data() + start, step, group_size()};
+  OutputView view(std::ptrdiff_t start, std::ptrdiff_t step, std::ptrdiff_t row = 0) {
+    return {memory_.data() + start, step, group_size(), row};
   }
 
   OutputView element(int image, int row, int column) {
@@ -428,9 +428,6 @@ std::string check_kernel(const ConvolutionKernel& kernel, const KernelProblem& p
       if (call.first_channel < call.last_channel) kernel.run(packed, stage, call);
     }
   };
-  const auto as_input = [](const OutputView& view) {
-    return InputView{view.data, view.position_stride, view.group_stride};
-  };
   if (problem.position_lanes) {
     const PlaneLayout& layout = target.plane();
     const std::vector<Tap> taps = plane_taps(shape, layout, kernel.input_format.bytes, input.phase_stride());
@@ -441,8 +438,8 @@ std::string check_kernel(const ConvolutionKernel& kernel, const KernelProblem& p
     const int cut = problem.split > 0 ? uniform(random, 0, layout.blocks()) : 0;
     for (const auto& [first, last] : {std::pair{0, cut}, std::pair{cut, layout.blocks()}}) {
       if (first == last) continue;
-      run({as_input(view(input, kernel.input_format, first)), taps, last - first, 0, 0,
-           view(target, stage.format, first), as_input(view(residual_map, residual_format, first)),
+      run({view(input, kernel.input_format, first), taps, last - first, 0, 0,
+           view(target, stage.format, first), view(residual_map, residual_format, first),
            view(derived, derived_format, first)});
     }
     const auto clear = [&](LaneMap& of, const ActivationFormat& format) {
@@ -453,9 +450,10 @@ std::string check_kernel(const ConvolutionKernel& kernel, const KernelProblem& p
     clear(target, stage.format);
     clear(derived, derived_format);
   } else {
-    // Kernels that take whole rows compute them cut too.
+    // Kernels that take whole rows, or several, compute them cut too.
     const bool whole_rows = kernel.prefers_whole_rows(packed) && random() % 4 != 0;
-    const ConvolutionGeometry geometry = cut_into_runs(shape, input.strides(), whole_rows);
+    const bool several_rows = kernel.takes_rows && random() % 4 != 0;
+    const ConvolutionGeometry geometry = cut_into_runs(shape, input.strides(), whole_rows, several_rows);
     for (int block = 0; block < problem.lane_blocks; ++block) {
       for (const PositionRun& position_run : geometry.runs) {
         const auto view = [&](LaneMap& of, const ActivationFormat& format, int stride) {
@@ -463,12 +461,13 @@ std::string check_kernel(const ConvolutionKernel& kernel, const KernelProblem& p
           return of.view(
               position_run.row * stride * strides.row + position_run.column * stride * strides.column +
                   std::ptrdiff_t{block} * kernel.lanes * format.bytes,
-              stride * (position_run.row_step * strides.row + position_run.column_step * strides.column));
+              stride * (position_run.row_step * strides.row + position_run.column_step * strides.column),
+              stride * strides.row);
         };
-        run({as_input(view(input, kernel.input_format, shape.stride)), geometry.tap_lists[position_run.taps],
+        run({view(input, kernel.input_format, shape.stride), geometry.tap_lists[position_run.taps],
              position_run.positions, 0, 0, view(target, stage.format, 1),
-             as_input(view(residual_map, residual_format, 1)), view(derived, derived_format, 1),
-             position_run.whole_row});
+             view(residual_map, residual_format, 1), view(derived, derived_format, 1), position_run.whole_row,
+             position_run.rows});
       }
     }
   }
@@ -479,7 +478,7 @@ std::string check_kernel(const ConvolutionKernel& kernel, const KernelProblem& p
     if (!found.memory().intact()) return describe(problem, what + ": bytes outside were written");
     if (std::memcmp(found.memory().data(), wanted.memory().data(), found.memory().size()) == 0) return "";
     const auto view_of = [&](LaneMap& of, int image, int row, int column) {
-      return as_input(of.element(image, row, column));
+      return InputView(of.element(image, row, column));
     };
     for (int image = 0; image < images; ++image) {
       for (int row = 0; row < height; ++row) {
