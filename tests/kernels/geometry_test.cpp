@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
+#include <map>
 #include <utility>
 #include <vector>
 
@@ -77,6 +78,40 @@ TEST_P(ColumnCopiesOf, GiveEveryTapItsNeighbourOrZero) {
             }
           }
         }
+      }
+    }
+  }
+}
+
+/// Every output position lies in exactly one run, whose taps are all of its own that lie inside the map.
+TEST(ConvolutionGeometry, CutsAMapIntoRunsWithOrWithoutSeveralRowsTogether) {
+  for (const bool several_rows : {false, true}) {
+    for (const int stride : {1, 2}) {
+      for (int size = 1; size <= 9; ++size) {
+        const ConvolutionShape shape{1, 1, 3, stride, 1, size, size + 2};
+        const ConvolutionGeometry geometry = cut_into_runs(shape, {1000, 1}, false, several_rows);
+        std::map<std::pair<int, int>, std::size_t> taps_at;
+        for (const PositionRun& run : geometry.runs) {
+          if (!several_rows) ASSERT_EQ(run.rows, 1);
+          for (int row = 0; row < run.rows; ++row) {
+            for (int i = 0; i < run.positions; ++i) {
+              const std::pair position{run.row + row + i * run.row_step, run.column + i * run.column_step};
+              ASSERT_TRUE(taps_at.emplace(position, geometry.tap_lists[run.taps].size()).second);
+            }
+          }
+        }
+        ASSERT_EQ(taps_at.size(), static_cast<std::size_t>(shape.output_height() * shape.output_width()));
+        for (const auto& [position, taps] : taps_at) {
+          std::size_t inside = 0;
+          for (int tap = 0; tap < 9; ++tap) {
+            const int row = position.first * stride + tap / 3 - 1;
+            const int column = position.second * stride + tap % 3 - 1;
+            inside += row >= 0 && row < shape.input_height && column >= 0 && column < shape.input_width;
+          }
+          ASSERT_EQ(taps, inside) << "row " << position.first << " column " << position.second;
+        }
+        // The inside of a 3x3 convolution's map, and what surrounds it: 9 tap lists at most.
+        if (several_rows) ASSERT_LE(geometry.runs.size(), 9U);
       }
     }
   }
