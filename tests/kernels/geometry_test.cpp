@@ -92,7 +92,7 @@ TEST(ConvolutionGeometry, CutsAMapIntoRunsWithOrWithoutSeveralRowsTogether) {
         const ConvolutionGeometry geometry = cut_into_runs(shape, {1000, 1}, false, several_rows);
         std::map<std::pair<int, int>, std::size_t> taps_at;
         for (const PositionRun& run : geometry.runs) {
-          if (!several_rows) ASSERT_EQ(run.rows, 1);
+          ASSERT_TRUE(several_rows || run.rows == 1);
           for (int row = 0; row < run.rows; ++row) {
             for (int i = 0; i < run.positions; ++i) {
               const std::pair position{run.row + row + i * run.row_step, run.column + i * run.column_step};
@@ -111,7 +111,7 @@ TEST(ConvolutionGeometry, CutsAMapIntoRunsWithOrWithoutSeveralRowsTogether) {
           ASSERT_EQ(taps, inside) << "row " << position.first << " column " << position.second;
         }
         // The inside of a 3x3 convolution's map, and what surrounds it: 9 tap lists at most.
-        if (several_rows) ASSERT_LE(geometry.runs.size(), 9U);
+        ASSERT_TRUE(!several_rows || geometry.runs.size() <= 9);
       }
     }
   }
