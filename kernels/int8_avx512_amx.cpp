@@ -106,7 +106,7 @@ bool supports(const ConvolutionLayer& layer) {
          weight_limit(layer.weight_bits) <= 127;
 }
 
-[[gnu::cold]] PackedConvolution pack(const ConvolutionLayer& layer) {
+[[gnu::cold, gnu::flatten]] PackedConvolution pack(const ConvolutionLayer& layer) {
   const ConvolutionShape& shape = layer.shape;
   const int blocks = (shape.output_channels + kBlockOutputs - 1) / kBlockOutputs;
   const RowLayout layout(shape);
