@@ -66,10 +66,11 @@ struct Map {
     bytes.resize(static_cast<std::size_t>(height * width * position_bytes));
   }
   OutputView view(const PositionRun& run, int stride) {
-    const std::ptrdiff_t first = (std::ptrdiff_t{run.row} * width + run.column) * stride * position_bytes;
-    const std::ptrdiff_t step =
-        (std::ptrdiff_t{run.row_step} * width + run.column_step) * stride * position_bytes;
-    return {bytes.data() + first, step, group_bytes, std::ptrdiff_t{width} * stride * position_bytes};
+    const std::ptrdiff_t column = stride * position_bytes;
+    const std::ptrdiff_t row = width * column;
+    const std::ptrdiff_t first = run.row * row + run.column * column;
+    const std::ptrdiff_t step = run.row_step * row + run.column_step * column;
+    return {bytes.data() + first, step, group_bytes, row};
   }
 };
 

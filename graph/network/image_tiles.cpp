@@ -114,11 +114,10 @@ void ImageTiles::run_layer(const IntegerPlan& plan, std::size_t index, std::size
   for (int block = 0; block < plan.lanes / kernel.lanes; ++block) {
     for (const PositionRun& run : geometries_[index].runs) {
       const auto view = [&](const TileMap& map, int stride, const ActivationFormat& format) {
-        const std::ptrdiff_t first =
-            (std::ptrdiff_t{run.row} * map.width + run.column) * stride * map.position_bytes;
-        const std::ptrdiff_t step =
-            (std::ptrdiff_t{run.row_step} * map.width + run.column_step) * stride * map.position_bytes;
-        const std::ptrdiff_t row = std::ptrdiff_t{map.width} * stride * map.position_bytes;
+        const std::ptrdiff_t column = stride * map.position_bytes;
+        const std::ptrdiff_t row = map.width * column;
+        const std::ptrdiff_t first = run.row * row + run.column * column;
+        const std::ptrdiff_t step = run.row_step * row + run.column_step * column;
         return OutputView{map.data + first + std::ptrdiff_t{block} * kernel.lanes * format.bytes, step,
                           map.group_bytes, row};
       };

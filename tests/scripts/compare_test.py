@@ -85,13 +85,17 @@ class Compare(unittest.TestCase):
         loader.exec_module(module)
 
         def row(rounds, seconds):
-            return {"rounds": rounds, "seconds_without_loader": {"runs": seconds}, "latency_seconds": {"means": seconds}}
+            return {"rounds": rounds, "seconds_without_loader": {"runs": seconds},
+                    "latency_seconds": {"means": seconds}}
 
         # The machine is twice as slow in round 2, which both meet, and in round 1, which only ours does.
         ours, peer = row([0, 1, 2, 3], [1.0, 2.0, 2.0, 1.0]), row([0, 2], [3.0, 6.0])
         self.assertEqual(module.ratio(ours, peer, False), 3.0)
         self.assertEqual(module.ratio(ours, peer, True), 3.0)
         self.assertIsNone(module.ratio(ours, {}, False))
+        unfinished = {"rounds": [0], "seconds_without_loader": None, "latency_seconds": None}
+        self.assertIsNone(module.ratio(ours, unfinished, False))
+        self.assertIsNone(module.ratio(ours, unfinished, True))
 
     def runs_compared(self, factor=1.0, rounds=3):
         """compare_runs on ten rows, and on the same whose times are `factor` times as long."""
