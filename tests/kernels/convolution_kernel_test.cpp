@@ -28,11 +28,11 @@ TEST_P(EveryKernel, EqualsTheReferenceOnEveryLayer) {
   const ConvolutionKernel& kernel = GetParam();
   int supported = 0;
   for (const ConvolutionShape& shape : kLayers) {
-    for (const bool position_lanes : {false, true}) {
+    for (int lanes = 0; lanes < kLaneKinds; ++lanes) {
       for (int data = 0; data < kDataKinds; ++data) {
         KernelProblem problem = random_problem(kernel, 40 + static_cast<std::uint64_t>(data));
         problem.shape = shape;
-        problem.position_lanes = position_lanes;
+        problem.lanes = static_cast<Lanes>(lanes);
         problem.lane_blocks = 1;
         problem.data = static_cast<Data>(data);
         bool is_supported = false;
@@ -65,7 +65,7 @@ TEST_P(EveryKernel, EqualsTheReferenceForEveryMapSize) {
       problem.shape.output_channels = 8;
       problem.shape.padding = problem.shape.kernel / 2;
       (of_height ? problem.shape.input_height : problem.shape.input_width) = size;
-      if (problem.position_lanes && size % 2 == 1) problem.shape.stride = 1;
+      if (problem.lanes != Lanes::images && size % 2 == 1) problem.shape.stride = 1;
       ASSERT_EQ(check_kernel(kernel, problem), "");
     }
   }
@@ -169,7 +169,8 @@ TEST_P(NightlyGrid, EqualsTheReferenceForEveryShape) {
           KernelProblem problem = random_problem(kernel, ++seed);
           ConvolutionShape& shape = problem.shape;
           shape = {inputs, outputs, kind % 2 == 0 ? 3 : 1, kind / 2 + 1, kind % 2 == 0 ? 1 : 0, size, size};
-          if (problem.position_lanes && shape.stride == 2) shape.input_height = shape.input_width = 2 * size;
+          if (problem.lanes != Lanes::images && shape.stride == 2)
+            shape.input_height = shape.input_width = 2 * size;
           ASSERT_EQ(check_kernel(kernel, problem), "");
         }
       }

@@ -3,12 +3,15 @@
 
 namespace nibble {
 
-// The registry's AVX-512 rows are the emulated ones here: this program's own objects of those files come
+// The registry's AVX-512 rows but AMX, which nothing emulates, are the emulated ones here: this program's own objects of
 // before the archive's.
 std::vector<ConvolutionKernel> tested_kernels() {
   std::vector<ConvolutionKernel> kernels;
   for (const ConvolutionKernel& kernel : convolution_kernels()) {
-    if (kernel.instruction_set >= InstructionSet::avx512_vnni) kernels.push_back(kernel);
+    if (kernel.instruction_set >= InstructionSet::avx512_vnni &&
+        kernel.instruction_set != InstructionSet::avx512_amx) {
+      kernels.push_back(kernel);
+    }
   }
   return kernels;
 }

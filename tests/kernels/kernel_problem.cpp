@@ -119,103 +119,9 @@ std::vector<ActivationFormat> formats_beside(const ConvolutionKernel& kernel, in
   return formats;
 }
 
-/// A map in memory, guarded at one end, in image lanes or position lanes.
-class LaneMap {
- public:
-  LaneMap(const KernelProblem& problem, const ActivationFormat& format, int channels, int height, int width,
-          int lanes, int stride, GuardedMemory::Guard guard)
-      : format_(format),
-        channels_(channels),
-        height_(height),
-        width_(width),
-        tile_(problem.position_lanes ? 1 : lanes * problem.lane_blocks),
-        position_lanes_(problem.position_lanes),
-        phases_(problem.position_lanes && stride == 2 ? 4 : 1),
-        plane_{height / (phases_ == 4 ? 2 : 1), width / (phases_ == 4 ? 2 : 1), lanes},
-        memory_(static_cast<std::size_t>(groups() * group_size()) *
-                    static_cast<std::size_t>(position_lanes_ ? phases_ : height * width),
-                guard) {}
-
-  int groups() const { return group_count(format_, channels_); }
-  /// Bytes of a group: of all lanes of a position, or of a plane.
-  std::ptrdiff_t group_size() const {
-    return std::ptrdiff_t{position_lanes_ ? plane_.positions() : tile_} * format_.bytes;
-  }
-  std::ptrdiff_t phase_stride() const { return groups() * group_size(); }
-  const PlaneLayout& plane() const { return plane_; }
-  GuardedMemory& memory() { return memory_; }
-  MapStrides strides() const { return {width_ * groups() * group_size(), groups() * group_size()}; }
-
-  /// The view from image lane 0 (or row 0's first position), one step of `step` bytes a position.
-  OutputView view(std::ptrdiff_t start, std::ptrdiff_t step, std::ptrdiff_t row = 0) {
-    return {memory_.data() + start, step, group_size(), row};
-  }
-
-  OutputView element(int image, int row, int column) {
-    if (position_lanes_) {
-      const int phase = phases_ == 4 ? row % 2 * 2 + column % 2 : 0;
-      const int divisor = phases_ == 4 ? 2 : 1;
-      return view(phase * phase_stride() +
-                      std::ptrdiff_t{plane_.position(row / divisor, column / divisor)} * format_.bytes,
-                  0);
-    }
-    return view((std::ptrdiff_t{row} * width_ + column) * groups() * group_size() +
-                    std::ptrdiff_t{image} * format_.bytes,
-                0);
-  }
-
-  void store(const Values& values, int images) {
-    std::size_t next = 0;
-    for (int image = 0; image < images; ++image) {
-      for (int row = 0; row < height_; ++row) {
-        for (int column = 0; column < width_; ++column) {
-          for (int channel = 0; channel < channels_; ++channel) {
-            store_activation(element(image, row, column), format_, 0, channel, 0, values[next++]);
-          }
-        }
-      }
-    }
-  }
-
- private:
-  ActivationFormat format_;
-  int channels_;
-  int height_;
-  int width_;
-  int tile_;
-  bool position_lanes_;
-  int phases_;
-  PlaneLayout plane_;
-  GuardedMemory memory_;
-};
-
-/// After blocks first_block .. last_block - 1 of `groups` planes were written: zeroes the pads in them, what
-/// lies behind the last row when the last block is among them, and the margins beside the outermost blocks.
-void clear_pads(const PlaneLayout& layout, std::uint8_t* planes, int groups, std::ptrdiff_t group_stride,
-                int bytes, int first_block, int last_block) {
-  const int first = first_block * layout.lanes;
-  const int last = last_block * layout.lanes;
-  const int rows_end = layout.height * layout.pitch();
-  for (int group = 0; group < groups; ++group) {
-    std::uint8_t* plane = planes + group * group_stride;
-    const auto clear = [&](int from, int to) {  // positions relative to row 0
-      if (from >= to) return;
-      std::memset(plane + std::ptrdiff_t{layout.origin() + from} * bytes, 0,
-                  static_cast<std::size_t>((to - from) * bytes));
-    };
-    if (first_block == 0) clear(-layout.margin(), 0);
-    // The first pad at or behind `first`: pads are at width, width + pitch, width + 2 * pitch, ...
-    const int skipped = std::max(0, first - layout.width + layout.pitch() - 1) / layout.pitch();
-    const int end = std::min(last, rows_end);
-    for (int pad = layout.width + skipped * layout.pitch(); pad < end; pad += layout.pitch())
-      clear(pad, pad + 1);
-    clear(std::max(first, rows_end), last_block == layout.blocks() ? last + layout.margin() : last);
-  }
-}
-
 /// Scales that make outputs spread over (and beyond) their range.
-std::vector<float> make_scales(Random& random, const Values& weights, std::size_t filter, int activation_bits,
-                               QuantizedRange range, int padded) {
+std::vector<float> make_scales(Random& random, std::span<const std::int16_t> weights, std::size_t filter,
+                               int activation_bits, QuantizedRange range, int padded) {
   std::vector<float> scales(static_cast<std::size_t>(padded));
   for (std::size_t c = 0; c < weights.size() / filter; ++c) {
     double square = 1.0;
@@ -232,22 +138,209 @@ std::string describe(const KernelProblem& problem, const std::string& what) {
          "\" kernels_test --gtest_filter='*OneProblem*'";
 }
 
+/// A random output stage, and the memory that it points to.
+struct Stage {
+  OutputStage values;
+  std::vector<float> scale;
+  std::vector<float> offset;
+  std::vector<std::uint8_t> byte_thresholds;
+  std::vector<std::int16_t> sum_thresholds;
+  Values residual;  ///< of all images
+
+  Stage(Random& random, const ConvolutionKernel& kernel, const KernelProblem& problem,
+        const ConvolutionLayer& layer, int images);
+  Stage(const Stage&) = delete;
+  Stage& operator=(const Stage&) = delete;
+};
+
+Stage::Stage(Random& random, const ConvolutionKernel& kernel, const KernelProblem& problem,
+             const ConvolutionLayer& layer, int images) {
+  const ConvolutionShape& shape = problem.shape;
+  const auto pick = [&](const std::vector<ActivationFormat>& formats) {
+    return formats[random() % formats.size()];
+  };
+  const int padded = (shape.output_channels + kChannelPadding - 1) / kChannelPadding * kChannelPadding;
+  values.range =
+      problem.output_signed ? shortcut_range(problem.output_bits) : activation_range(problem.output_bits);
+  scale =
+      make_scales(random, layer.weights, shape.filter_size(), kernel.activation_bits, values.range, padded);
+  offset.resize(static_cast<std::size_t>(padded));
+  for (std::size_t c = 0; c < static_cast<std::size_t>(shape.output_channels); ++c) {
+    offset[c] =
+        std::uniform_real_distribution<float>(-0.5F, 0.5F)(random) * static_cast<float>(values.range.highest);
+  }
+  values.scale = scale.data();
+  values.offset = offset.data();
+  values.format = pick(formats_beside(kernel, problem.output_bits));
+  if (problem.residual != 0) {
+    const int stream_bits = kernel.weight_bits == 16 ? 16 : 8;
+    values.residual_signed = problem.residual == 2;
+    values.residual_ratio = std::uniform_real_distribution<float>(0.3F, 1.5F)(random);
+    values.residual_format = pick(formats_beside(kernel, stream_bits));
+    const QuantizedRange range =
+        values.residual_signed ? shortcut_range(stream_bits) : activation_range(stream_bits);
+    residual.resize(shape.output_size() * static_cast<std::size_t>(images));
+    for (std::int16_t& value : residual) {
+      value = static_cast<std::int16_t>(uniform(random, range.lowest, range.highest));
+    }
+  }
+  if (problem.derived_bits != 0) {
+    values.derived_bits = problem.derived_bits;
+    values.derived_ratio = std::uniform_real_distribution<float>(0.2F, 2.0F)(random) *
+                           static_cast<float>(activation_limit(problem.derived_bits)) / 255.0F;
+    values.derived_format = pick(formats_beside(kernel, problem.derived_bits));
+    byte_thresholds = make_byte_thresholds(values.derived_ratio, problem.derived_bits);
+    values.derived_thresholds = byte_thresholds.data();
+  }
+  if (problem.output_bits == 2 && problem.residual == 0 && random() % 4 != 0) {
+    sum_thresholds = make_sum_thresholds(layer, scale, offset, padded);
+    if (!sum_thresholds.empty()) values.thresholds = sum_thresholds.data();
+    values.padded_channels = padded;
+  }
+}
+
+/// What the scalar reference computes: [image][row][column][channel].
+struct Results {
+  Values outputs;
+  Values derived;
+};
+
 template <typename Accumulator>
-Values expected_outputs(const KernelProblem& problem, const Values& activations, const Values& weights,
-                        const Requantization& requantization, const Values& residual, int images) {
+Results expected_results(const KernelProblem& problem, const Values& activations, const Values& weights,
+                         const Stage& stage, int images) {
   const std::size_t map = problem.shape.input_size();
   const std::size_t output = problem.shape.output_size();
-  Values result(output * static_cast<std::size_t>(images));
+  const auto channels = static_cast<std::size_t>(problem.shape.output_channels);
+  const Requantization requantization{std::span(stage.scale).first(channels),
+                                      std::span(stage.offset).first(channels), stage.values.range,
+                                      stage.values.residual_ratio};
+  Results results;
+  results.outputs.resize(output * static_cast<std::size_t>(images));
   std::vector<Accumulator> accumulators(output);
   for (std::size_t n = 0; n < static_cast<std::size_t>(images); ++n) {
     reference_convolution<Accumulator>(problem.shape, std::span(activations).subspan(n * map, map), weights,
                                        accumulators);
-    reference_requantize<Accumulator>(
-        accumulators, requantization,
-        residual.empty() ? std::span<const std::int16_t>() : std::span(residual).subspan(n * output, output),
-        std::span(result).subspan(n * output, output));
+    reference_requantize<Accumulator>(accumulators, requantization,
+                                      stage.residual.empty()
+                                          ? std::span<const std::int16_t>()
+                                          : std::span(stage.residual).subspan(n * output, output),
+                                      std::span(results.outputs).subspan(n * output, output));
   }
-  return result;
+  if (stage.values.derived_bits != 0) {
+    results.derived.resize(results.outputs.size());
+    reference_derive_input(results.outputs, stage.values.derived_ratio, stage.values.derived_bits,
+                           results.derived);
+  }
+  return results;
+}
+
+/// The maps of a problem in memory. A residual and derived values that it has not got are maps that no call
+/// looks at.
+struct Maps {
+  LaneMap input;
+  LaneMap output;
+  LaneMap residual;
+  LaneMap derived;
+  bool in_place;  ///< the output takes the residual's place
+
+  LaneMap& target() { return in_place ? residual : output; }
+};
+
+Maps make_maps(const ConvolutionKernel& kernel, const KernelProblem& problem, const OutputStage& stage,
+               bool in_place) {
+  const ConvolutionShape& shape = problem.shape;
+  const auto guard = problem.seed % 2 == 0 ? GuardedMemory::Guard::behind : GuardedMemory::Guard::before;
+  const auto map = [&](const ActivationFormat& format, const MapSize& size, int stride) {
+    return LaneMap(problem.lanes, format, size, kernel.lanes, kernel.lanes * problem.lane_blocks, stride,
+                   guard);
+  };
+  const auto result = [&](const ActivationFormat& format) {
+    return map(format, {shape.output_channels, shape.output_height(), shape.output_width()}, 0);
+  };
+  return {
+      map(kernel.input_format, {shape.input_channels, shape.input_height, shape.input_width}, shape.stride),
+      result(stage.format), result(stage.has_residual() ? stage.residual_format : kPlanar8),
+      result(stage.derived_bits != 0 ? stage.derived_format : kPlanar8), in_place};
+}
+
+/// Calls the kernel for all channels, cut into several calls where the problem says so.
+class Caller {
+ public:
+  Caller(Random& random, const ConvolutionKernel& kernel, const KernelProblem& problem,
+         const PackedConvolution& packed, const OutputStage& stage)
+      : kernel_(kernel), packed_(packed), stage_(stage), cuts_{0, problem.shape.output_channels} {
+    for (int i = 0; i < problem.split; ++i) {
+      cuts_.push_back(uniform(random, 0, problem.shape.output_channels / kernel.channel_block) *
+                      kernel.channel_block);
+    }
+    std::sort(cuts_.begin(), cuts_.end());
+  }
+
+  void operator()(ConvolutionCall call) const {
+    for (std::size_t i = 0; i + 1 < cuts_.size(); ++i) {
+      call.first_channel = cuts_[i];
+      call.last_channel = cuts_[i + 1];
+      if (call.first_channel < call.last_channel) kernel_.run(packed_, stage_, call);
+    }
+  }
+
+ private:
+  const ConvolutionKernel& kernel_;
+  const PackedConvolution& packed_;
+  const OutputStage& stage_;
+  std::vector<int> cuts_;
+};
+
+void run_in_image_lanes(Random& random, const ConvolutionKernel& kernel, const KernelProblem& problem,
+                        const PackedConvolution& packed, const Caller& call, Maps& maps) {
+  const ConvolutionShape& shape = problem.shape;
+  // Kernels that take whole rows, or several, compute them cut too.
+  const bool whole_rows = kernel.prefers_whole_rows(packed) && random() % 4 != 0;
+  const bool several_rows = kernel.takes_rows && random() % 4 != 0;
+  const ConvolutionGeometry geometry = cut_into_runs(shape, maps.input.strides(), whole_rows, several_rows);
+  for (int image = 0; image < kernel.lanes * problem.lane_blocks; image += kernel.lanes) {
+    for (const PositionRun& run : geometry.runs) {
+      call({maps.input.run(run, image, shape.stride), geometry.tap_lists[run.taps], run.positions, 0, 0,
+            maps.target().run(run, image, 1), maps.residual.run(run, image, 1),
+            maps.derived.run(run, image, 1), run.whole_row, run.rows});
+    }
+  }
+}
+
+void run_in_position_lanes(Random& random, const KernelProblem& problem, const Caller& call, Maps& maps) {
+  const std::vector<Tap> taps = maps.input.taps(problem.shape);
+  const int blocks = maps.target().blocks();
+  const int cut = problem.split > 0 ? uniform(random, 0, blocks) : 0;
+  for (const auto& [first, last] : {std::pair{0, cut}, std::pair{cut, blocks}}) {
+    if (first == last) continue;
+    call({maps.input.block(first), taps, last - first, 0, 0, maps.target().block(first),
+          maps.residual.block(first), maps.derived.block(first)});
+  }
+  maps.target().clear_pads();
+  maps.derived.clear_pads();
+}
+
+/// Every byte, also those of channels and pads that do not exist. "" or what differs.
+std::string compare(const KernelProblem& problem, const std::string& what, const LaneMap& found,
+                    const LaneMap& wanted, int images) {
+  if (!found.memory().intact()) return describe(problem, what + ": bytes outside were written");
+  if (std::memcmp(found.memory().data(), wanted.memory().data(), found.memory().size()) == 0) return "";
+  for (int image = 0; image < images; ++image) {
+    for (int row = 0; row < found.size().height; ++row) {
+      for (int column = 0; column < found.size().width; ++column) {
+        for (int channel = 0; channel < found.size().channels; ++channel) {
+          const int is = found.load(image, row, column, channel);
+          const int should = wanted.load(image, row, column, channel);
+          if (is == should) continue;
+          return describe(problem, what + ": image " + std::to_string(image) + ", row " +
+                                       std::to_string(row) + ", column " + std::to_string(column) +
+                                       ", channel " + std::to_string(channel) + " is " + std::to_string(is) +
+                                       ", expected " + std::to_string(should));
+        }
+      }
+    }
+  }
+  return describe(problem, what + ": bits of channels or pads that do not exist are not zero");
 }
 
 }  // namespace
@@ -256,8 +349,8 @@ std::string KernelProblem::text() const {
   std::ostringstream out;
   out << kernel << ' ' << shape.input_channels << ' ' << shape.output_channels << ' ' << shape.kernel << ' '
       << shape.stride << ' ' << shape.padding << ' ' << shape.input_height << ' ' << shape.input_width << ' '
-      << static_cast<int>(data) << ' ' << position_lanes << ' ' << lane_blocks << ' ' << residual << ' '
-      << derived_bits << ' ' << output_bits << ' ' << output_signed << ' ' << split << ' ' << seed;
+      << static_cast<int>(data) << ' ' << static_cast<int>(lanes) << ' ' << lane_blocks << ' ' << residual
+      << ' ' << derived_bits << ' ' << output_bits << ' ' << output_signed << ' ' << split << ' ' << seed;
   return out.str();
 }
 
@@ -265,13 +358,14 @@ KernelProblem parse_problem(const std::string& text) {
   KernelProblem problem;
   std::istringstream in(text);
   int data = 0;
+  int lanes = 0;
   in >> problem.kernel >> problem.shape.input_channels >> problem.shape.output_channels >>
       problem.shape.kernel >> problem.shape.stride >> problem.shape.padding >> problem.shape.input_height >>
-      problem.shape.input_width >> data >> problem.position_lanes >> problem.lane_blocks >>
-      problem.residual >> problem.derived_bits >> problem.output_bits >> problem.output_signed >>
-      problem.split >> problem.seed;
+      problem.shape.input_width >> data >> lanes >> problem.lane_blocks >> problem.residual >>
+      problem.derived_bits >> problem.output_bits >> problem.output_signed >> problem.split >> problem.seed;
   if (!in) throw std::invalid_argument("not a problem: " + text);
   problem.data = static_cast<Data>(data);
+  problem.lanes = static_cast<Lanes>(lanes);
   return problem;
 }
 
@@ -280,7 +374,8 @@ KernelProblem random_problem(const ConvolutionKernel& kernel, std::uint64_t seed
   KernelProblem problem;
   problem.kernel = kernel.name;
   problem.seed = seed;
-  problem.position_lanes = uniform(random, 0, 2) == 0;
+  constexpr Lanes kChoices[] = {Lanes::images, Lanes::images, Lanes::planes, Lanes::column_copies};
+  problem.lanes = kChoices[uniform(random, 0, 3)];
   ConvolutionShape& shape = problem.shape;
   shape.kernel = uniform(random, 0, 3) == 0 ? 1 : 3;
   shape.padding = shape.kernel / 2;
@@ -289,15 +384,12 @@ KernelProblem random_problem(const ConvolutionKernel& kernel, std::uint64_t seed
   shape.output_channels = uniform(random, 0, 1) == 0 ? uniform(random, 1, 67) : 16 * uniform(random, 1, 4);
   shape.input_height = uniform(random, 1, 9);
   shape.input_width = uniform(random, 1, 9);
-  if (problem.position_lanes && shape.stride == 2) {
-    shape.input_height += shape.input_height % 2;
-    shape.input_width += shape.input_width % 2;
-  }
+  make_even(problem);
   if (shape.stride == 1 && uniform(random, 0, 4) == 0) {  // without padding, as the first convolution
     shape.padding = 0;
     shape.input_height = std::max(shape.input_height, shape.kernel);
     shape.input_width = std::max(shape.input_width, shape.kernel);
-    problem.position_lanes = false;
+    problem.lanes = Lanes::images;
   }
   problem.data = static_cast<Data>(uniform(random, 0, kDataKinds - 1));
   problem.lane_blocks = uniform(random, 1, 2);
@@ -315,195 +407,54 @@ KernelProblem random_problem(const ConvolutionKernel& kernel, std::uint64_t seed
   return problem;
 }
 
+void make_even(KernelProblem& problem) {
+  if (problem.lanes == Lanes::images || problem.shape.stride == 1) return;
+  problem.shape.input_height += problem.shape.input_height % 2;
+  problem.shape.input_width += problem.shape.input_width % 2;
+}
+
 std::string check_kernel(const ConvolutionKernel& kernel, const KernelProblem& problem, bool* supported) {
   Random random(problem.seed);
-  const ConvolutionShape& shape = problem.shape;
-  const int height = shape.output_height();
-  const int width = shape.output_width();
-  const int images = problem.position_lanes ? 1 : kernel.lanes * problem.lane_blocks;
-  const auto guard = problem.seed % 2 == 0 ? GuardedMemory::Guard::behind : GuardedMemory::Guard::before;
-
+  const int images = problem.lanes == Lanes::images ? kernel.lanes * problem.lane_blocks : 1;
   const Levels levels = levels_for(random, kernel.weight_bits);
   const Values weights = make_weights(random, problem, kernel.weight_bits, levels);
-  const ConvolutionLayer layer{shape, kernel.weight_bits, kernel.activation_bits, levels, weights};
+  const ConvolutionLayer layer{problem.shape, kernel.weight_bits, kernel.activation_bits, levels, weights};
   const bool supports = kernel.supports(layer);
   if (supported != nullptr) *supported = supports;
   if (!supports) return "";
   const PackedConvolution packed = kernel.pack(layer);
   const Values activations = make_activations(random, problem, kernel.activation_bits, images, weights);
+  const Stage stage(random, kernel, problem, layer, images);
+  const Results results = kernel.weight_bits == 16
+                              ? expected_results<std::int64_t>(problem, activations, weights, stage, images)
+                              : expected_results<std::int32_t>(problem, activations, weights, stage, images);
 
-  // The output stage.
-  const auto pick = [&](const std::vector<ActivationFormat>& formats) {
-    return formats[random() % formats.size()];
-  };
-  const int padded = (shape.output_channels + kChannelPadding - 1) / kChannelPadding * kChannelPadding;
-  OutputStage stage;
-  stage.range =
-      problem.output_signed ? shortcut_range(problem.output_bits) : activation_range(problem.output_bits);
-  const std::vector<float> scale =
-      make_scales(random, weights, shape.filter_size(), kernel.activation_bits, stage.range, padded);
-  std::vector<float> offset(static_cast<std::size_t>(padded));
-  for (std::size_t c = 0; c < static_cast<std::size_t>(shape.output_channels); ++c) {
-    offset[c] =
-        std::uniform_real_distribution<float>(-0.5F, 0.5F)(random) * static_cast<float>(stage.range.highest);
-  }
-  stage.scale = scale.data();
-  stage.offset = offset.data();
-  stage.format = pick(formats_beside(kernel, problem.output_bits));
-  const int stream_bits = kernel.weight_bits == 16 ? 16 : 8;
-  Values residual;
-  if (problem.residual != 0) {
-    stage.residual_signed = problem.residual == 2;
-    stage.residual_ratio = std::uniform_real_distribution<float>(0.3F, 1.5F)(random);
-    stage.residual_format = pick(formats_beside(kernel, stream_bits));
-    const QuantizedRange range =
-        stage.residual_signed ? shortcut_range(stream_bits) : activation_range(stream_bits);
-    residual.resize(shape.output_size() * static_cast<std::size_t>(images));
-    for (std::int16_t& value : residual) {
-      value = static_cast<std::int16_t>(uniform(random, range.lowest, range.highest));
-    }
-  }
-  std::vector<std::uint8_t> byte_thresholds;
-  if (problem.derived_bits != 0) {
-    stage.derived_bits = problem.derived_bits;
-    stage.derived_ratio = std::uniform_real_distribution<float>(0.2F, 2.0F)(random) *
-                          static_cast<float>(activation_limit(problem.derived_bits)) / 255.0F;
-    stage.derived_format = pick(formats_beside(kernel, problem.derived_bits));
-    byte_thresholds = make_byte_thresholds(stage.derived_ratio, problem.derived_bits);
-    stage.derived_thresholds = byte_thresholds.data();
-  }
-  std::vector<std::int16_t> sum_thresholds;
-  if (problem.output_bits == 2 && problem.residual == 0 && random() % 4 != 0) {
-    sum_thresholds = make_sum_thresholds(layer, scale, offset, padded);
-    if (!sum_thresholds.empty()) stage.thresholds = sum_thresholds.data();
-    stage.padded_channels = padded;
-  }
-
-  // Maps in memory, and what they must be afterwards.
-  const Requantization requantization{
-      std::span(scale).first(static_cast<std::size_t>(shape.output_channels)),
-      std::span(offset).first(static_cast<std::size_t>(shape.output_channels)), stage.range,
-      stage.residual_ratio};
-  const Values outputs =
-      kernel.weight_bits == 16
-          ? expected_outputs<std::int64_t>(problem, activations, weights, requantization, residual, images)
-          : expected_outputs<std::int32_t>(problem, activations, weights, requantization, residual, images);
-  const auto map = [&](const ActivationFormat& format, int channels, int rows, int columns, int stride) {
-    return LaneMap(problem, format, channels, rows, columns, kernel.lanes, stride, guard);
-  };
-  LaneMap input =
-      map(kernel.input_format, shape.input_channels, shape.input_height, shape.input_width, shape.stride);
-  input.store(activations, images);
-  LaneMap output = map(stage.format, shape.output_channels, height, width, 1);
-  LaneMap expected = map(stage.format, shape.output_channels, height, width, 1);
-  expected.store(outputs, images);
-  const ActivationFormat residual_format = stage.has_residual() ? stage.residual_format : kPlanar8;
-  const ActivationFormat derived_format = stage.derived_bits != 0 ? stage.derived_format : kPlanar8;
-  LaneMap residual_map = map(residual_format, shape.output_channels, height, width, 1);
-  if (stage.has_residual()) residual_map.store(residual, images);
-  LaneMap derived = map(derived_format, shape.output_channels, height, width, 1);
-  LaneMap expected_derived = map(derived_format, shape.output_channels, height, width, 1);
-  if (stage.derived_bits != 0) {
-    Values x(outputs.size());
-    reference_derive_input(outputs, stage.derived_ratio, stage.derived_bits, x);
-    expected_derived.store(x, images);
-  }
   // In place where the formats allow it, as the network does.
-  const bool in_place = stage.has_residual() && stage.residual_format == stage.format && random() % 2 == 0;
-  LaneMap& target = in_place ? residual_map : output;
-  if (!in_place) std::memset(output.memory().data(), 0xEE, output.memory().size());
-  std::memset(derived.memory().data(), 0xEE, derived.memory().size());
+  const OutputStage& values = stage.values;
+  const bool in_place = values.has_residual() && values.residual_format == values.format && random() % 2 == 0;
+  Maps maps = make_maps(kernel, problem, values, in_place);
+  Maps expected = make_maps(kernel, problem, values, in_place);
+  std::memset(maps.output.memory().data(), 0xEE, maps.output.memory().size());
+  std::memset(maps.derived.memory().data(), 0xEE, maps.derived.memory().size());
+  maps.input.store(activations, images);
+  if (values.has_residual()) maps.residual.store(stage.residual, images);
+  expected.target().store(results.outputs, images);
+  if (values.derived_bits != 0) expected.derived.store(results.derived, images);
 
-  // The calls.
-  std::vector<int> channel_cuts{0, shape.output_channels};
-  for (int i = 0; i < problem.split; ++i) {
-    channel_cuts.push_back(uniform(random, 0, shape.output_channels / kernel.channel_block) *
-                           kernel.channel_block);
-  }
-  std::sort(channel_cuts.begin(), channel_cuts.end());
-  const auto run = [&](ConvolutionCall call) {
-    for (std::size_t i = 0; i + 1 < channel_cuts.size(); ++i) {
-      call.first_channel = channel_cuts[i];
-      call.last_channel = channel_cuts[i + 1];
-      if (call.first_channel < call.last_channel) kernel.run(packed, stage, call);
-    }
-  };
-  if (problem.position_lanes) {
-    const PlaneLayout& layout = target.plane();
-    const std::vector<Tap> taps = plane_taps(shape, layout, kernel.input_format.bytes, input.phase_stride());
-    const auto view = [&](LaneMap& of, const ActivationFormat& format, int block) {
-      const std::ptrdiff_t step = std::ptrdiff_t{kernel.lanes} * format.bytes;
-      return of.view(std::ptrdiff_t{layout.origin()} * format.bytes + block * step, step);
-    };
-    const int cut = problem.split > 0 ? uniform(random, 0, layout.blocks()) : 0;
-    for (const auto& [first, last] : {std::pair{0, cut}, std::pair{cut, layout.blocks()}}) {
-      if (first == last) continue;
-      run({view(input, kernel.input_format, first), taps, last - first, 0, 0,
-           view(target, stage.format, first), view(residual_map, residual_format, first),
-           view(derived, derived_format, first)});
-    }
-    const auto clear = [&](LaneMap& of, const ActivationFormat& format) {
-      for (const auto& [first, last] : {std::pair{0, cut}, std::pair{cut, layout.blocks()}}) {
-        clear_pads(layout, of.memory().data(), of.groups(), of.group_size(), format.bytes, first, last);
-      }
-    };
-    clear(target, stage.format);
-    clear(derived, derived_format);
+  const Caller call(random, kernel, problem, packed, values);
+  if (problem.lanes == Lanes::images) {
+    run_in_image_lanes(random, kernel, problem, packed, call, maps);
   } else {
-    // Kernels that take whole rows, or several, compute them cut too.
-    const bool whole_rows = kernel.prefers_whole_rows(packed) && random() % 4 != 0;
-    const bool several_rows = kernel.takes_rows && random() % 4 != 0;
-    const ConvolutionGeometry geometry = cut_into_runs(shape, input.strides(), whole_rows, several_rows);
-    for (int block = 0; block < problem.lane_blocks; ++block) {
-      for (const PositionRun& position_run : geometry.runs) {
-        const auto view = [&](LaneMap& of, const ActivationFormat& format, int stride) {
-          const MapStrides strides = of.strides();
-          return of.view(
-              position_run.row * stride * strides.row + position_run.column * stride * strides.column +
-                  std::ptrdiff_t{block} * kernel.lanes * format.bytes,
-              stride * (position_run.row_step * strides.row + position_run.column_step * strides.column),
-              stride * strides.row);
-        };
-        run({view(input, kernel.input_format, shape.stride), geometry.tap_lists[position_run.taps],
-             position_run.positions, 0, 0, view(target, stage.format, 1),
-             view(residual_map, residual_format, 1), view(derived, derived_format, 1), position_run.whole_row,
-             position_run.rows});
-      }
-    }
+    run_in_position_lanes(random, problem, call, maps);
   }
 
-  // The comparison: every byte, also those of channels and pads that do not exist.
-  const auto compare = [&](LaneMap& found, LaneMap& wanted, const ActivationFormat& format,
-                           const std::string& what) -> std::string {
-    if (!found.memory().intact()) return describe(problem, what + ": bytes outside were written");
-    if (std::memcmp(found.memory().data(), wanted.memory().data(), found.memory().size()) == 0) return "";
-    const auto view_of = [&](LaneMap& of, int image, int row, int column) {
-      return InputView(of.element(image, row, column));
-    };
-    for (int image = 0; image < images; ++image) {
-      for (int row = 0; row < height; ++row) {
-        for (int column = 0; column < width; ++column) {
-          for (int c = 0; c < shape.output_channels; ++c) {
-            const int is = load_activation(view_of(found, image, row, column), format, 0, c, 0);
-            const int should = load_activation(view_of(wanted, image, row, column), format, 0, c, 0);
-            if (is != should) {
-              return describe(problem, what + ": image " + std::to_string(image) + ", row " +
-                                           std::to_string(row) + ", column " + std::to_string(column) +
-                                           ", channel " + std::to_string(c) + " is " + std::to_string(is) +
-                                           ", expected " + std::to_string(should));
-            }
-          }
-        }
-      }
-    }
-    return describe(problem, what + ": bits of channels or pads that do not exist are not zero");
-  };
-  std::string difference = compare(target, expected, stage.format, "output");
-  if (difference.empty() && stage.derived_bits != 0) {
-    difference = compare(derived, expected_derived, stage.derived_format, "derived");
+  std::string difference = compare(problem, "output", maps.target(), expected.target(), images);
+  if (difference.empty() && values.derived_bits != 0) {
+    difference = compare(problem, "derived", maps.derived, expected.derived, images);
   }
-  if (difference.empty() && !input.memory().intact())
+  if (difference.empty() && !maps.input.memory().intact()) {
     difference = describe(problem, "input: bytes outside were written");
+  }
   return difference;
 }
 

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "kernels/convolution_kernel.h"
+#include "tests/kernels/lane_map.h"
 
 namespace nibble {
 
@@ -25,11 +26,11 @@ struct KernelProblem {
   std::string kernel;
   ConvolutionShape shape{16, 16, 3, 1, 1, 8, 8};
   Data data = Data::random;
-  bool position_lanes = false;  ///< else image lanes
-  int lane_blocks = 1;          ///< image lanes only: tile = lane_blocks * kernel's lanes
-  int residual = 0;             ///< 0 none, 1 unsigned, 2 signed
-  int derived_bits = 0;         ///< 0, 4 or 2: needs an unsigned 8-bit output
-  int output_bits = 8;          ///< 16, 8, 4 or 2; with output_signed: s8 or s16
+  Lanes lanes = Lanes::images;
+  int lane_blocks = 1;   ///< image lanes only: tile = lane_blocks * kernel's lanes
+  int residual = 0;      ///< 0 none, 1 unsigned, 2 signed
+  int derived_bits = 0;  ///< 0, 4 or 2: needs an unsigned 8-bit output
+  int output_bits = 8;   ///< 16, 8, 4 or 2; with output_signed: s8 or s16
   bool output_signed = false;
   int split = 0;  ///< channels and positions in how many calls more
   std::uint64_t seed = 1;
@@ -41,6 +42,9 @@ KernelProblem parse_problem(const std::string& text);
 
 /// A problem that `seed` determines, of a shape that the kernel's widths can have.
 KernelProblem random_problem(const ConvolutionKernel& kernel, std::uint64_t seed);
+
+/// Position lanes halve only even maps: makes the map of such a problem even.
+void make_even(KernelProblem& problem);
 
 /// Runs it in guarded memory. "" when every byte is what the scalar reference says, or when the kernel does
 /// not support the layer (*supported = false); else what differs, with the line that repeats it.
