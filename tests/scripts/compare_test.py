@@ -76,6 +76,12 @@ class Compare(unittest.TestCase):
         self.assertIn("not installed", rows["MNN FP32"]["note"])
         self.assertIsNone(rows["MNN FP32"]["seconds"])
 
+    def test_name_of_several_rows(self):
+        self.need_data()
+        done = self.compare("--ours", "64_200_int8", "--rows", "ours", "--images", "64", "--runs", "1", "--batch", "32")
+        self.assertEqual(done.returncode, 2, done.stderr)
+        self.assertIn("64_200_int8: this is 2 rows (int8 fused, int8); name one of them", done.stderr)
+
     def test_ratio_of_common_turns(self):
         loader = importlib.machinery.SourceFileLoader("compare", COMPARE)
         module = importlib.util.module_from_spec(importlib.util.spec_from_loader("compare", loader))
@@ -102,11 +108,12 @@ class Compare(unittest.TestCase):
         files = []
         for number, scale in enumerate((1.0, factor)):
             times = [scale * second for second in (1.00, 1.02, 0.99)[:rounds]]
+            unable = {"name": "BF16", "seconds": None, "latency_seconds": None}
             rows = [{"name": f"int{bits}", "seconds": {"runs": times}, "seconds_without_loader": {"runs": times},
                      "latency_seconds": {"means": times}} for bits in range(10)]
             ratio = {"what": "int2 against the best int8", "ratio": 2.0, "least": 2.0}
             files.append(pathlib.Path(self.folder.name, f"{number}.json"))
-            files[-1].write_text(json.dumps({"ours": rows[:5], "rows": rows[5:], "ratios": [ratio]}))
+            files[-1].write_text(json.dumps({"ours": [*rows[:5], unable], "rows": rows[5:], "ratios": [ratio]}))
         return subprocess.run([sys.executable, COMPARE_RUNS, *map(str, files)], capture_output=True, text=True,
                               check=False, timeout=60)
 
@@ -116,9 +123,9 @@ class Compare(unittest.TestCase):
         self.assertIn("0 of 30 comparisons", near.stdout)
         self.assertIn("| ours int3 | latency | 1,003.333 ± 37.949 | 1,023.400 ± 38.708 | +2.0 % | yes |", near.stdout)
         self.assertIn("30 of 30 comparisons are outside", far.stdout)
-        single = self.runs_compared(rounds=1)
-        self.assertEqual((single.returncode, single.stdout), (2, ""))
-        self.assertIn("--runs 2 or more", single.stderr)
+        short = self.runs_compared(rounds=2)
+        self.assertEqual((short.returncode, short.stdout), (2, ""))
+        self.assertIn("share no row with 3 rounds", short.stderr)
 
     def test_interrupted(self):
         self.need_data()
