@@ -157,6 +157,53 @@ std::string format_html_page(const Report& report, const Figures& figures) {
   return format_page(report, figures, library);
 }
 
+bool is_page(const BenchOptions& options) {
+  return options.report == "html";
+}
+
+void emit(const Report& report, const Figures& figures, const BenchOptions& options) {
+  emit_report(is_page(options) ? format_html_page(report, figures) : format_report(report, options.report),
+              options.output);
+}
+
+/// Measures the rows, emits the report and compares it with an earlier one. Returns the exit code.
+int run_measurement(const BenchOptions& options, const Configuration& configuration,
+                    const MeasurementOptions& measurement_options) {
+  const double fail_above = options.fail_above.empty() ? HUGE_VAL : parse_fraction(options.fail_above);
+  std::optional<Report> base;
+  if (!options.compare.empty()) base = read_report(options.compare);
+  const std::vector<RowRequest> requests = requests_for(configuration, options);
+  std::vector<ReportRow> peers;
+  if (!options.worker && options.models.empty()) {
+    peers =
+        peer_rows(options.peers.empty() ? std::nullopt : std::optional<std::filesystem::path>(options.peers));
+  }
+
+  const std::filesystem::path log_folder =
+      CheckpointPaths(configuration.cfg.checkpoint_path).log.parent_path();
+  const bool page = is_page(options);
+  Report report;
+  Figures figures = Figures::object();
+  if (options.isa_sweep) {
+    report = sweep(sweep_steps(), arguments_for_children(options, measurement_options.batch), options.runs);
+    if (page)
+      figures = collect_figures(requests, images_to_measure(configuration, options.images), {}, log_folder);
+  } else {
+    Dataset images = images_to_measure(configuration, options.images);
+    Measurement measurement(requests, std::move(images), measurement_options);
+    if (options.worker) return work_for_sweep(measurement);
+    run_rounds(measurement, options.runs);
+    report = measurement.finish();
+    if (page) {
+      std::cerr << "bench: drawing the page" << std::endl;
+      figures = collect_figures(requests, measurement.images(), measurement.predictions(), log_folder);
+    }
+  }
+  insert_peers(report, peers);
+  emit(report, figures, options);
+  return base ? emit_comparison(compare(*base, report, fail_above)) : 0;
+}
+
 }  // namespace
 
 void add_bench_options(CLI::App& app, BenchOptions& options) {
@@ -193,6 +240,8 @@ void add_bench_options(CLI::App& app, BenchOptions& options) {
                  "A checkpoint: check its bytes, bounds of sums, stored bits of each layer and signature; an "
                  "earlier JSON "
                  "report: check that this machine gives its accuracy, sizes and signatures");
+  app.add_option("--render", options.render,
+                 "An earlier JSON report in the form of --report; nothing is measured");
   app.add_flag("--worker", options.worker)->group("");
   app.add_option("--first-logit", options.first_logit)->group("");
 }
@@ -214,40 +263,11 @@ int run_bench(const BenchOptions& options) {
   if (!options.verify.empty()) return run_verification(options, configuration, measurement_options);
 
   check_output(options.output);
-  const double fail_above = options.fail_above.empty() ? HUGE_VAL : parse_fraction(options.fail_above);
-  std::optional<Report> base;
-  if (!options.compare.empty()) base = read_report(options.compare);
-  const std::vector<RowRequest> requests = requests_for(configuration, options);
-  std::vector<ReportRow> peers;
-  if (!options.worker && options.models.empty()) {
-    peers =
-        peer_rows(options.peers.empty() ? std::nullopt : std::optional<std::filesystem::path>(options.peers));
+  if (!options.render.empty()) {
+    emit(read_report(options.render), Figures::object(), options);
+    return 0;
   }
-
-  const std::filesystem::path log_folder =
-      CheckpointPaths(configuration.cfg.checkpoint_path).log.parent_path();
-  const bool page = options.report == "html";
-  Report report;
-  Figures figures = Figures::object();
-  if (options.isa_sweep) {
-    report = sweep(sweep_steps(), arguments_for_children(options, measurement_options.batch), options.runs);
-    if (page)
-      figures = collect_figures(requests, images_to_measure(configuration, options.images), {}, log_folder);
-  } else {
-    Dataset images = images_to_measure(configuration, options.images);
-    Measurement measurement(requests, std::move(images), measurement_options);
-    if (options.worker) return work_for_sweep(measurement);
-    run_rounds(measurement, options.runs);
-    report = measurement.finish();
-    if (page) {
-      std::cerr << "bench: drawing the page" << std::endl;
-      figures = collect_figures(requests, measurement.images(), measurement.predictions(), log_folder);
-    }
-  }
-  insert_peers(report, peers);
-  emit_report(page ? format_html_page(report, figures) : format_report(report, options.report),
-              options.output);
-  return base ? emit_comparison(compare(*base, report, fail_above)) : 0;
+  return run_measurement(options, configuration, measurement_options);
 }
 
 }  // namespace nibble

@@ -23,6 +23,7 @@ struct BenchOptions {
   std::string compare;     ///< an earlier JSON report; empty: no comparison
   std::string fail_above;  ///< "3%"
   std::string verify;      ///< a checkpoint or an earlier JSON report; empty: measure
+  std::string render;      ///< an earlier JSON report; empty: measure
 
   // For children of bench itself, not listed by --help.
   bool worker = false;

@@ -175,6 +175,20 @@ TEST_F(BenchProgram, WritesAFileInEveryForm) {
   }
 }
 
+TEST_F(BenchProgram, RendersAnEarlierReportInEveryForm) {
+  ASSERT_EQ(bench("--images 32 --batch 32 --runs 1 --models int2 --report json --output earlier.json").code,
+            0);
+  Json earlier = Json::parse(content_of(*folder_ / "earlier.json"));
+  earlier.at("rows").at(0)["seconds"] = {{"mean", 12.5}, {"std", 0}, {"runs", {12.5}}};
+  std::ofstream(*folder_ / "earlier.json") << earlier;
+  EXPECT_EQ(Json::parse(bench("--render earlier.json --report json").out), earlier);
+  for (const char* form : {"md", "html", "csv"}) {
+    const Outcome outcome = bench(std::string("--render earlier.json --report ") + form);
+    EXPECT_EQ(outcome.code, 0) << outcome.err;
+    EXPECT_THAT(outcome.out, HasSubstr("12.5"));
+  }
+}
+
 TEST_F(BenchProgram, VerifiesAndComparesAnEarlierReport) {
   // A float row and both engines; MeasuresEveryFile has the other rows.
   const std::string short_run = "--images 96 --batch 32 --runs 2 --models FP32,p_int8,int2 ";
@@ -211,6 +225,7 @@ TEST_F(BenchProgram, RefusesWrongInputInOneSentence) {
       {"--runs 0", "--runs"},
       {"--nonsense", "--nonsense"},
       {"--peers missing.json", "missing.json"},
+      {"--render missing.json", "missing.json"},
       {"--output occupied/report.md", "occupied"},
       {"--output .", "--output"},
       {"--fail-above 3%", "--compare"},
