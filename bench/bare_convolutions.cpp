@@ -4,6 +4,7 @@
 #include <dnnl.hpp>
 #include <unordered_map>
 
+#include "graph/network/convolution_shape.h"
 #include "graph/network/error.h"
 #include "kernels/convolution_kernel.h"
 
@@ -20,15 +21,8 @@ bool same_shape(const Convolution& a, const Convolution& b) {
          a.input_height == b.input_height && a.input_width == b.input_width;
 }
 
-/// The first convolution of an 8-bit network reads an image with its border and has no padding of its own.
 Convolution as_executed(const DistinctLayer& layer, BareKind kind) {
-  Convolution convolution = layer.convolution;
-  if (kind == BareKind::int8 && layer.reads_pixels) {
-    convolution.input_height += 2 * convolution.padding;
-    convolution.input_width += 2 * convolution.padding;
-    convolution.padding = 0;
-  }
-  return convolution;
+  return kind == BareKind::int8 && layer.reads_pixels ? with_border(layer.convolution) : layer.convolution;
 }
 
 /// Memory of one map; the address stays the same, so that layers can share it.

@@ -17,6 +17,7 @@
 #include "graph/network/signature.h"
 #include "graph/network/tensor_file.h"
 #include "graph/onednn/int8_unfused_parameters.h"
+#include "graph/onednn/learned_scales.h"
 #include "kernels/packed.h"
 #include "kernels/requantize.h"
 
@@ -128,20 +129,6 @@ void audit_unfused(const TensorFile& tensors, const Dataset& images, const Datas
                                                            static_cast<std::size_t>(network.classes)),
                           kLimit32, ""});
   run_file(*find_kind(audit.format, 8, Runner::int8_unfused), images, generated, audit);
-}
-
-/// Widths of the activations that each convolution reads.
-std::vector<int> input_widths(const QuantizedNetwork& quantized) {
-  std::vector<int> bits(quantized.network.convolutions.size(), 8);  // the first reads pixels
-  for (std::size_t b = 0; b < quantized.network.blocks.size(); ++b) {
-    const Block& block = quantized.network.blocks[b];
-    bits[static_cast<std::size_t>(block.conv1)] = quantized.parameters.blocks[b].input_bits;
-    bits[static_cast<std::size_t>(block.conv2)] = quantized.parameters.blocks[b].middle_bits;
-    if (block.projection >= 0) {
-      bits[static_cast<std::size_t>(block.projection)] = quantized.parameters.blocks[b].input_bits;
-    }
-  }
-  return bits;
 }
 
 /// "int4", "int2a8" in the file's name, where it has one.
@@ -256,6 +243,10 @@ FileAudit audit_file(const std::filesystem::path& file, const Dataset& images) {
     audit_unfused(tensors, images, generated, audit);
   } else if (audit.format == "nibble-integer-1") {
     audit_integer(tensors, images, generated, audit);
+  } else if (audit.format == kTrainedFormat) {
+    throw InputError(file.string() +
+                     ": this is the state of a trained quantization, not yet integers; quant exports it, and "
+                     "train has done so at its end");
   } else {
     throw InputError(file.string() + ": the format is '" + audit.format +
                      "', which is not one of train or quant; name a checkpoint of theirs");

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "graph/data/random.h"
+#include "graph/network/convolution_shape.h"
 #include "kernels/geometry.h"
 #include "kernels/thresholds.h"
 
@@ -13,15 +14,8 @@ namespace {
 constexpr float kRatio = 0.75F;  ///< of every rescaling whose value does not matter
 
 ConvolutionShape shape_of(const DistinctLayer& layer) {
-  const Convolution& c = layer.convolution;
-  ConvolutionShape shape{c.input_channels, c.output_channels, c.kernel,     c.stride,
-                         c.padding,        c.input_height,    c.input_width};
-  if (layer.reads_pixels) {
-    shape.input_height += 2 * shape.padding;
-    shape.input_width += 2 * shape.padding;
-    shape.padding = 0;
-  }
-  return shape;
+  const ConvolutionShape shape = shape_of(layer.convolution);
+  return layer.reads_pixels ? with_border(shape) : shape;
 }
 
 /// At 16 bits as large as quant lets them be, so that four vpmaddwd results fit 32 bits.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <new>
@@ -62,6 +63,13 @@ struct PackedConvolution {
 /// Output channels are padded to a multiple of this in scale, offset and thresholds (padding: zeros), so that
 /// a kernel may read whole registers.
 inline constexpr int kChannelPadding = 16;
+
+/// One value for each output channel, with zeros up to a multiple of kChannelPadding.
+inline AlignedVector<float> pad_channel_values(std::span<const float> values) {
+  AlignedVector<float> result((values.size() + kChannelPadding - 1) / kChannelPadding * kChannelPadding);
+  std::copy(values.begin(), values.end(), result.begin());
+  return result;
+}
 
 /// What becomes of a layer's sums; the same for all calls of a layer.
 struct OutputStage {

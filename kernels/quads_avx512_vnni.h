@@ -149,7 +149,7 @@ inline __m512i store_part(__m512i bytes, bool planar, std::uint8_t* to, std::ptr
   return quads;
 }
 
-/// choice.operator()<residual, is_signed_output, derives>() for what write_part() of this stage needs;
+/// choice.operator()<residual, is_signed_output, derives>() for what the output of this stage needs;
 /// nullptr where it does not know the formats.
 template <typename Write, typename Choice>
 Write choose_by_stage(const OutputStage& stage, const Choice& choice) {

@@ -4,21 +4,16 @@
 #include <cstring>
 #include <utility>
 
+#include "graph/network/convolution_shape.h"
 #include "kernels/features.h"
 #include "kernels/reference.h"
 
 namespace nibble {
 namespace {
 
-/// The first convolution reads an image with its border, so it has no padding of its own.
 ConvolutionShape tile_shape(const IntegerPlan& plan, std::size_t index) {
-  ConvolutionShape shape = plan.convolutions[index].shape;
-  if (index == 0) {
-    shape.input_height += 2 * shape.padding;
-    shape.input_width += 2 * shape.padding;
-    shape.padding = 0;
-  }
-  return shape;
+  const ConvolutionShape& shape = plan.convolutions[index].shape;
+  return index == 0 ? with_border(shape) : shape;
 }
 
 /// Seconds since the last lap; asks the clock only when it is wanted.

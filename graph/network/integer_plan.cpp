@@ -2,17 +2,13 @@
 
 #include <algorithm>
 
+#include "graph/network/convolution_shape.h"
 #include "graph/network/factors.h"
 #include "kernels/registry.h"
 #include "kernels/thresholds.h"
 
 namespace nibble {
 namespace {
-
-ConvolutionShape shape_of(const Convolution& convolution) {
-  return {convolution.input_channels, convolution.output_channels, convolution.kernel,     convolution.stride,
-          convolution.padding,        convolution.input_height,    convolution.input_width};
-}
 
 ConvolutionLayer layer_of(const Convolution& convolution, const QuantizedLayer& quantized,
                           int activation_bits) {
@@ -41,18 +37,18 @@ std::pair<const ConvolutionKernel*, const ConvolutionKernel*> choose_pair(const 
   return {&choose_kernel(first, limit), &choose_kernel(second, limit)};
 }
 
-AlignedVector<float> padded(const std::vector<float>& values) {
-  AlignedVector<float> result((values.size() + kChannelPadding - 1) / kChannelPadding * kChannelPadding);
-  std::copy(values.begin(), values.end(), result.begin());
-  return result;
-}
-
 PlannedConvolution plan_convolution(const std::string& name, const ConvolutionLayer& layer,
                                     const ConvolutionKernel& kernel, const LayerFactors& factors,
                                     ActivationFormat format, QuantizedRange range) {
-  PlannedConvolution planned{
-      name, layer.shape, &kernel, kernel.pack(layer), {}, padded(factors.scale), padded(factors.offset),
-      {},   {}};
+  PlannedConvolution planned{name,
+                             layer.shape,
+                             &kernel,
+                             kernel.pack(layer),
+                             {},
+                             pad_channel_values(factors.scale),
+                             pad_channel_values(factors.offset),
+                             {},
+                             {}};
   planned.stage.scale = planned.scale.data();
   planned.stage.offset = planned.offset.data();
   planned.stage.range = range;

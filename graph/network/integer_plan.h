@@ -52,6 +52,8 @@ struct IntegerPlan {
   std::size_t bytes() const;
 };
 
+/// Chooses a kernel no wider than `limit` for each convolution, packs its weights and agrees with its
+/// neighbours on the formats of the maps between them. The scalar reference takes every layer.
 IntegerPlan make_plan(const QuantizedNetwork& quantized, InstructionSet limit);
 
 }  // namespace nibble

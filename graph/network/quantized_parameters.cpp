@@ -379,18 +379,23 @@ QuantizedNetwork read_quantized(const std::filesystem::path& path) {
   }
 }
 
+std::vector<int> input_widths(const QuantizedNetwork& quantized) {
+  std::vector<int> bits(quantized.network.convolutions.size(), 8);  // the first reads pixels
+  for (std::size_t i = 0; i < quantized.network.blocks.size(); ++i) {
+    const Block& block = quantized.network.blocks[i];
+    bits[static_cast<std::size_t>(block.conv1)] = quantized.parameters.blocks[i].input_bits;
+    bits[static_cast<std::size_t>(block.conv2)] = quantized.parameters.blocks[i].middle_bits;
+    if (block.projection >= 0) {
+      bits[static_cast<std::size_t>(block.projection)] = quantized.parameters.blocks[i].input_bits;
+    }
+  }
+  return bits;
+}
+
 double nominal_mac_fraction(const QuantizedNetwork& quantized) {
   const NetworkDescription& network = quantized.network;
   const QuantizedParameters& parameters = quantized.parameters;
-  std::vector<int> input_bits(network.convolutions.size(), 8);
-  for (std::size_t i = 0; i < network.blocks.size(); ++i) {
-    const Block& block = network.blocks[i];
-    input_bits[static_cast<std::size_t>(block.conv1)] = parameters.blocks[i].input_bits;
-    input_bits[static_cast<std::size_t>(block.conv2)] = parameters.blocks[i].middle_bits;
-    if (block.projection >= 0) {
-      input_bits[static_cast<std::size_t>(block.projection)] = parameters.blocks[i].input_bits;
-    }
-  }
+  const std::vector<int> input_bits = input_widths(quantized);
   std::int64_t nominal = 0;
   for (std::size_t i = 0; i < network.convolutions.size(); ++i) {
     if (parameters.convolutions[i].weight_bits == parameters.weight_bits &&

@@ -68,6 +68,10 @@ void write_quantized(const std::filesystem::path& path, const QuantizedNetwork& 
 /// ranges of each width. Throws InputError that names the file, the tensor and what was expected.
 QuantizedNetwork read_quantized(const std::filesystem::path& path);
 
+/// Widths of the activations that each convolution reads, in the network's order; the first reads 8-bit
+/// pixels.
+std::vector<int> input_widths(const QuantizedNetwork& quantized);
+
 /// Fraction of the convolutions' and linear layer's MACs (valid taps) that run at the nominal widths.
 double nominal_mac_fraction(const QuantizedNetwork& quantized);
 

@@ -3,26 +3,13 @@
 #include <utility>
 #include <vector>
 
+#include "graph/network/convolution_shape.h"
 #include "kernels/reference.h"
 
 namespace nibble {
 namespace {
 
 using Map = std::vector<std::int16_t>;
-
-ConvolutionShape shape_of(const Convolution& convolution) {
-  return {convolution.input_channels, convolution.output_channels, convolution.kernel,     convolution.stride,
-          convolution.padding,        convolution.input_height,    convolution.input_width};
-}
-
-/// The first convolution reads the bordered image, without padding.
-ConvolutionShape first_shape(const Convolution& convolution) {
-  ConvolutionShape shape = shape_of(convolution);
-  shape.input_height += 2 * shape.padding;
-  shape.input_width += 2 * shape.padding;
-  shape.padding = 0;
-  return shape;
-}
 
 template <typename Accumulator>
 Map convolve(const ConvolutionShape& shape, const Map& input, const QuantizedLayer& layer,
@@ -58,7 +45,7 @@ void ReferenceNetwork::run_image(const std::uint8_t* pixels, float* logits) cons
   const auto pixel_count = static_cast<std::size_t>(size * size * network.image_channels);
   Map bordered(static_cast<std::size_t>((size + 2) * (size + 2) * network.image_channels));
   reference_bordered_image(size, size, {pixels, pixel_count}, bordered);
-  Map stream = convolve<Accumulator>(first_shape(network.convolutions[0]), bordered,
+  Map stream = convolve<Accumulator>(with_border(shape_of(network.convolutions[0])), bordered,
                                      parameters.convolutions[0], factors_.convolutions[0], stream_range);
 
   for (std::size_t b = 0; b < network.blocks.size(); ++b) {

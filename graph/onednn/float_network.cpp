@@ -4,33 +4,20 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
-#include <chrono>
-#include <exception>
-#include <limits>
 
 #include "graph/network/error.h"
 #include "graph/network/fold.h"
+#include "graph/network/padded_shortcut.h"
+#include "graph/onednn/batch_tiles.h"
 #include "graph/onednn/elementwise.h"
 #include "graph/onednn/image_team.h"
 #include "graph/onednn/pixels.h"
 #include "graph/onednn/primitives.h"
+#include "graph/onednn/step_times.h"
 
-// How a batch runs
-//
-// Threads take groups of a few images from a queue and run the whole network on a group, so nothing is shared
-// and there are no barriers. Within a group the blocks of one resolution ("stage") run on tiles of images
-// that fit the core's own cache, all layers of a tile before the next tile:
-//
-//   group of 8 images:  32x32 x 16: 8 tiles of 1    16x16 x 32: 4 tiles of 2    8x8 x 64: 2 tiles of 4   FP32
-//                                   4 tiles of 2                2 tiles of 4              1 tile of 8    BF16
-//
-// so that the wide layers' weights are read once for several images and the narrow layers' maps never leave
-// the cache. Images that do not fill a tile run one by one.
-//
-// Of a batch of one the threads share the rows of every layer, each with a primitive for its own. They wait
-// for each other behind each convolution: the rows that a neighbour needs computed twice would cost more than
-// that (int8_network.cpp does so, where a convolution is shorter).
+// A batch runs as batch_tiles.h says. Of a batch of one the threads share the rows of every layer, each with
+// a primitive for its own. They wait for each other behind each convolution: the rows that a neighbour needs
+// computed twice would cost more than that (int8_network.cpp does so, where a convolution is shorter).
 
 namespace nibble {
 
@@ -38,10 +25,8 @@ struct NetworkImplementation {
   virtual ~NetworkImplementation() = default;
   virtual void run(const std::uint8_t* pixels, int count, float* logits) = 0;
 
-  /// Seconds of each step, added over threads; null when nobody asks.
-  std::vector<std::vector<double>>* times = nullptr;  // [thread][step]
-  std::vector<LayerTime> steps;                       // names, and multiply-accumulates of one image
-  int image_threads = 1;                              // that work on a batch of one
+  StepTimes times{omp_get_max_threads()};
+  int image_threads = 1;  // that work on a batch of one
   std::vector<std::string> implementations;
 };
 
@@ -54,12 +39,6 @@ constexpr int kGroup = 8;
 std::size_t index(int value) {
   return static_cast<std::size_t>(value);
 }
-
-/// Weights in the layout of one or more primitives.
-struct WeightCopy {
-  memory::desc layout;
-  AlignedBuffer<std::byte> values;
-};
 
 /// A convolution's primitive for one number of images or rows, always for one thread.
 struct Variant {
@@ -76,20 +55,13 @@ struct RowsVariant {
   std::size_t input_offset, input_size, output_offset;  // of these rows in the maps, in values
 };
 
-enum class Form { tile, image };
-
 struct Layer {
   Convolution shape;
-  std::array<Variant, 2> variants;  // by Form
-  std::vector<RowsVariant> rows;    // by thread, of a batch of one; empty where it has one thread
-  std::vector<std::unique_ptr<WeightCopy>> weights;
+  std::size_t step;
+  std::array<Variant, kForms> variants;
+  std::vector<RowsVariant> rows;  // by thread, of a batch of one; empty where it has one thread
+  WeightCopies weights;
   AlignedBuffer<float> bias;
-};
-
-/// Consecutive blocks whose outputs have one resolution.
-struct Stage {
-  std::size_t first_block, end_block;
-  int tile;
 };
 
 template <typename T>
@@ -102,30 +74,22 @@ class Runner final : public NetworkImplementation {
   struct Worker {
     dnnl::stream stream{cpu_engine()};
     AlignedBuffer<std::byte> scratchpad;
-    AlignedBuffer<T> x, next_x;  // a group's map before and after a stage
-    AlignedBuffer<T> inner;      // a tile's map between a block's convolutions
+    GroupMaps<T> maps;
   };
 
   void make_layer(const Convolution& shape, const FoldedConvolution& folded, bool sum, bool relu);
   Variant make_variant(Layer& layer, const OnednnConvolution& geometry, const std::vector<float>& weight,
                        const dnnl::primitive_attr& attributes, int threads);
-  const std::byte* weight_in(Layer& layer, const memory::desc& layout, const OnednnConvolution& geometry,
-                             const std::vector<float>& weight);
   RowsVariant make_rows(Layer& layer, int first, int end, const std::vector<float>& weight,
                         const dnnl::primitive_attr& attributes);
   void run_group(int thread, const std::uint8_t* pixels, int count, float* logits);
   void run_image(const std::uint8_t* pixels, float* logits);
   void run_rows(ImageTeam& team, int thread, const std::uint8_t* pixels, float* logits);
   void run_stem(int thread, Form form, const std::uint8_t* pixels, int images, T* x);
-  void run_stage(const Stage& stage, int thread, Form form, int images, const T* from, T* to);
   void convolve(int number, int thread, Form form, const T* x, T* y);
   void execute(const Layer& layer, const Variant& variant, int memories, int thread, const T* x, T* y);
-  void pad_shortcut(const Block& block, std::size_t first_row, std::size_t end_row, const T* x, T* shortcut);
+  void pad_shortcut(int thread, const Block& block, int first_row, int end_row, const T* x, T* shortcut);
   void pool_and_linear(int thread, int images, const T* x, float* logits);
-
-  /// Adds the time since the last mark to `step`.
-  void mark(int thread, std::size_t step);
-  std::size_t shortcut_step() const { return steps.size() - 2; }
 
   NetworkDescription network_;
   int threads_;
@@ -133,28 +97,18 @@ class Runner final : public NetworkImplementation {
   std::vector<Layer> layers_;
   std::vector<Stage> stages_;
   std::vector<Worker> workers_;
-  std::vector<std::chrono::steady_clock::time_point> marks_;
+  std::size_t normalize_step_, classify_step_, shortcut_step_, wait_step_;
   PixelNormalization pixel_normalization_;
   std::vector<float> linear_weight_, linear_bias_;
   Turns turns_{kMostImageThreads};
 };
-
-/// A block needs two or three maps of a tile beside its weights: 64 KB each. In FP32 the direct kernels take
-/// a third more time for 16 channels where a tile is of two images.
-template <typename T>
-int tile_images(const Convolution& convolution) {
-  constexpr int values = 64 * 1024 / sizeof(T);
-  const int image = convolution.output_channels * convolution.output_height() * convolution.output_width();
-  return std::clamp(values / image, 1, kGroup);
-}
 
 template <typename T>
 Runner<T>::Runner(const NetworkDescription& network, const FloatParameters& parameters, int max_batch)
     : network_(network),
       threads_(omp_get_max_threads()),
       group_(std::clamp((max_batch + threads_ - 1) / threads_, 1, kGroup)),
-      workers_(index(threads_)),
-      marks_(index(threads_)) {
+      workers_(index(threads_)) {
   const FoldedParameters folded = fold_batch_normalization(network, parameters);
   linear_weight_ = folded.linear_weight;
   linear_bias_ = folded.linear_bias;
@@ -165,43 +119,23 @@ Runner<T>::Runner(const NetworkDescription& network, const FloatParameters& para
     if (block.projection >= 0) projection[index(block.projection)] = true;
   }
   const SingleThreadedCreation single;
-  steps.push_back({"normalize", 0, 0});
+  normalize_step_ = times.add("normalize", 0);
   for (std::size_t i = 0; i < network.convolutions.size(); ++i) {
-    const Convolution& shape = network.convolutions[i];
-    make_layer(shape, folded.convolutions[i], second[i], !projection[i]);
-    steps.push_back({shape.name, 0, static_cast<double>(shape.multiply_accumulates())});
+    make_layer(network.convolutions[i], folded.convolutions[i], second[i], !projection[i]);
   }
-  steps.push_back({"pool and linear", 0, static_cast<double>(network.feature_channels * network.classes)});
-  steps.push_back({"padded shortcuts", 0, 0});
-  steps.push_back({"waits", 0, 0});
-
-  for (std::size_t number = 0; number < network.blocks.size(); ++number) {
-    const Convolution& shape = network.convolutions[index(network.blocks[number].conv2)];
-    const bool same =
-        number > 0 && network.convolutions[index(network.blocks[number - 1].conv2)].output_height() ==
-                          shape.output_height();
-    if (same) {
-      stages_.back().end_block = number + 1;
-    } else {
-      stages_.push_back({number, number + 1, tile_images<T>(shape)});
-    }
-  }
-
-  std::size_t largest = 0;
-  for (const Convolution& shape : network.convolutions) {
-    largest = std::max(largest, index(shape.output_channels * shape.output_height() * shape.output_width()));
-  }
-  for (Worker& worker : workers_) {
-    worker.x.reset(index(group_) * largest);
-    worker.next_x.reset(index(group_) * largest);
-    worker.inner.reset(index(group_) * largest);
-  }
+  classify_step_ =
+      times.add("pool and linear", static_cast<double>(network.feature_channels * network.classes));
+  shortcut_step_ = times.add("padded shortcuts", 0);
+  wait_step_ = times.add("waits", 0);
+  stages_ = divide_into_stages<T>(network, kGroup);
+  for (Worker& worker : workers_) worker.maps.reset(network, group_);
 }
 
 template <typename T>
 void Runner<T>::make_layer(const Convolution& shape, const FoldedConvolution& folded, bool sum, bool relu) {
   Layer& layer = layers_.emplace_back();
   layer.shape = shape;
+  layer.step = times.add(shape.name, static_cast<double>(shape.multiply_accumulates()));
   layer.bias.reset(folded.bias.size());
   std::copy(folded.bias.begin(), folded.bias.end(), layer.bias.data());
   dnnl::post_ops after;
@@ -209,8 +143,8 @@ void Runner<T>::make_layer(const Convolution& shape, const FoldedConvolution& fo
   if (relu) after.append_eltwise(dnnl::algorithm::eltwise_relu, 0.0F, 0.0F);
   dnnl::primitive_attr attributes = user_scratchpad();
   attributes.set_post_ops(after);
-  layer.variants = {make_variant(layer, {shape, tile_images<T>(shape), onednn_type<T>()}, folded.weight,
-                                 attributes, threads_),
+  layer.variants = {make_variant(layer, {shape, tile_images<T>(shape, kGroup), onednn_type<T>()},
+                                 folded.weight, attributes, threads_),
                     make_variant(layer, {shape, 1, onednn_type<T>()}, folded.weight, attributes, threads_)};
   implementations.push_back(shape.name + " " + layer.variants[0].implementation);
   if (threads_ == 1) return;
@@ -251,7 +185,7 @@ Variant Runner<T>::make_variant(Layer& layer, const OnednnConvolution& geometry,
   });
   Variant variant;
   variant.implementation = description.impl_info_str();
-  variant.weight = weight_in(layer, description.weights_desc(), geometry, weight);
+  variant.weight = layer.weights.in(description.weights_desc(), geometry.master_weight, weight.data());
   const memory::desc scratchpad = description.scratchpad_desc();
   for (Worker& worker : workers_) {
     if (worker.scratchpad.size() < scratchpad.get_size()) worker.scratchpad.reset(scratchpad.get_size());
@@ -264,30 +198,6 @@ Variant Runner<T>::make_variant(Layer& layer, const OnednnConvolution& geometry,
                                        {DNNL_ARG_SCRATCHPAD, scratchpad}},
                                       threads);
   return variant;
-}
-
-template <typename T>
-const std::byte* Runner<T>::weight_in(Layer& layer, const memory::desc& layout,
-                                      const OnednnConvolution& geometry, const std::vector<float>& weight) {
-  for (const auto& copy : layer.weights) {
-    if (copy->layout == layout) return copy->values.data();
-  }
-  WeightCopy& copy = *layer.weights.emplace_back(
-      std::make_unique<WeightCopy>(layout, AlignedBuffer<std::byte>(layout.get_size())));
-  memory from(geometry.master_weight, cpu_engine(), const_cast<float*>(weight.data()));
-  memory to(layout, cpu_engine(), copy.values.data());
-  dnnl::stream order(cpu_engine());
-  dnnl::reorder(from, to).execute(order, from, to);
-  order.wait();
-  return copy.values.data();
-}
-
-template <typename T>
-void Runner<T>::mark(int thread, std::size_t step) {
-  if (times == nullptr) return;
-  const auto now = std::chrono::steady_clock::now();
-  (*times)[index(thread)][step] += std::chrono::duration<double>(now - marks_[index(thread)]).count();
-  marks_[index(thread)] = now;
 }
 
 /// `memories`: which of the primitive's sets of memories.
@@ -303,54 +213,22 @@ template <typename T>
 void Runner<T>::convolve(int number, int thread, Form form, const T* x, T* y) {
   const Layer& layer = layers_[index(number)];
   execute(layer, layer.variants[static_cast<std::size_t>(form)], thread, thread, x, y);
-  mark(thread, index(number) + 1);
+  times.mark(thread, layer.step);
 }
 
-/// Rows from `first_row` to before `end_row` of the output's images one after the other.
 template <typename T>
-void Runner<T>::pad_shortcut(const Block& block, std::size_t first_row, std::size_t end_row, const T* x,
+void Runner<T>::pad_shortcut(int thread, const Block& block, int first_row, int end_row, const T* x,
                              T* shortcut) {
-  const Convolution& first = network_.convolutions[index(block.conv1)];
-  const std::size_t channels = index(first.output_channels);
-  const std::size_t kept = index(first.input_channels);
-  const std::size_t added = (channels - kept) / 2;
-  const std::size_t size = index(first.output_height());
-  std::fill(shortcut + first_row * size * channels, shortcut + end_row * size * channels, T{});
-  for (std::size_t row = first_row; row < end_row; ++row) {
-    const T* from = x + (row / size * index(first.input_height) + row % size * index(first.stride)) *
-                            index(first.input_width) * kept;
-    T* to = shortcut + row * size * channels + added;
-    for (std::size_t column = 0; column < size; ++column) {
-      std::copy_n(from + column * index(first.stride) * kept, kept, to + column * channels);
-    }
-  }
-}
-
-/// One tile, or one image, through the blocks of a stage. The first block reads `from`; the others work in
-/// `to` in place: the second convolution adds to its block's input.
-template <typename T>
-void Runner<T>::run_stage(const Stage& stage, int thread, Form form, int images, const T* from, T* to) {
-  T* inner = workers_[index(thread)].inner.data();
-  for (std::size_t number = stage.first_block; number < stage.end_block; ++number) {
-    const Block& block = network_.blocks[number];
-    const T* x = number == stage.first_block ? from : to;
-    convolve(block.conv1, thread, form, x, inner);
-    if (block.shortcut == Shortcut::projection) convolve(block.projection, thread, form, x, to);
-    if (block.shortcut == Shortcut::pad_channels) {
-      const Convolution& shape = network_.convolutions[index(block.conv2)];
-      pad_shortcut(block, 0, index(images * shape.output_height()), x, to);
-      mark(thread, shortcut_step());
-    }
-    convolve(block.conv2, thread, form, inner, to);
-  }
+  pad_shortcut_rows(network_.convolutions[index(block.conv1)], index(first_row), index(end_row), x, shortcut);
+  times.mark(thread, shortcut_step_);
 }
 
 template <typename T>
 void Runner<T>::run_stem(int thread, Form form, const std::uint8_t* pixels, int images, T* x) {
-  T* input = workers_[index(thread)].inner.data();
+  T* input = workers_[index(thread)].maps.inner.data();
   const Convolution& stem = network_.convolutions[0];
   pixel_normalization_.apply(pixels, index(images * stem.input_height * stem.input_width), input);
-  mark(thread, 0);
+  times.mark(thread, normalize_step_);
   convolve(0, thread, form, input, x);
 }
 
@@ -371,40 +249,26 @@ void Runner<T>::pool_and_linear(int thread, int images, const T* x, float* logit
       logits[image * classes + k] = sum / static_cast<float>(pixels) + linear_bias_[k];
     }
   }
-  mark(thread, steps.size() - 3);
+  times.mark(thread, classify_step_);
 }
 
 template <typename T>
 void Runner<T>::run_group(int thread, const std::uint8_t* pixels, int count, float* logits) {
-  if (times != nullptr) marks_[index(thread)] = std::chrono::steady_clock::now();
-  Worker& worker = workers_[index(thread)];
-  T* x = worker.x.data();
-  T* next = worker.next_x.data();
-  /// step(form, first image, images) for full tiles, then for the images left.
-  const auto for_tiles = [&](int tile, const auto& step) {
-    int image = 0;
-    for (; image + tile <= count && tile > 1; image += tile) step(Form::tile, image, tile);
-    for (; image < count; ++image) step(Form::image, image, 1);
-  };
+  times.begin(thread);
+  const GroupMaps<T>& maps = workers_[index(thread)].maps;
   const Convolution& stem = network_.convolutions[0];
-  const std::size_t pixel_image = index(stem.input_height * stem.input_width * stem.input_channels);
-  std::size_t image_values = index(stem.output_height() * stem.output_width() * stem.output_channels);
-  for_tiles(tile_images<T>(stem), [&](Form form, int image, int images) {
-    run_stem(thread, form, pixels + index(image) * pixel_image, images, x + index(image) * image_values);
+  for_tiles(count, tile_images<T>(stem, kGroup), [&](Form form, int image, int images) {
+    run_stem(thread, form, pixels + index(image) * input_size(stem), images,
+             maps.x.data() + index(image) * output_size(stem));
   });
-  for (const Stage& stage : stages_) {
-    const Block& first = network_.blocks[stage.first_block];
-    const Convolution& shape = network_.convolutions[index(first.conv2)];
-    const std::size_t output = index(shape.output_height() * shape.output_width() * shape.output_channels);
-    const bool in_place = first.shortcut == Shortcut::identity;
-    T* to = in_place ? x : next;
-    for_tiles(stage.tile, [&](Form form, int image, int images) {
-      run_stage(stage, thread, form, images, x + index(image) * image_values, to + index(image) * output);
-    });
-    if (!in_place) std::swap(x, next);
-    image_values = output;
-  }
-  pool_and_linear(thread, count, x, logits);
+  const T* features = run_blocks(
+      network_, stages_, count, maps,
+      [&](int number, Form form, int, const T* from, T* to) { convolve(number, thread, form, from, to); },
+      [&](const Block& block, int images, const T* from, T* to) {
+        const Convolution& shape = network_.convolutions[index(block.conv1)];
+        pad_shortcut(thread, block, 0, images * shape.output_height(), from, to);
+      });
+  pool_and_linear(thread, count, features, logits);
 }
 
 template <typename T>
@@ -418,24 +282,24 @@ void Runner<T>::run_image(const std::uint8_t* pixels, float* logits) {
 /// One thread's part of an image. The maps are the first worker's, but for the first convolution's input.
 template <typename T>
 void Runner<T>::run_rows(ImageTeam& team, int thread, const std::uint8_t* pixels, float* logits) {
-  T* const inner = workers_[0].inner.data();
-  T* x = workers_[0].x.data();
-  T* next = workers_[0].next_x.data();
+  T* const inner = workers_[0].maps.inner.data();
+  T* x = workers_[0].maps.x.data();
+  T* next = workers_[0].maps.next_x.data();
   /// work(part) for the thread's parts of a layer; then all wait.
   const auto for_parts = [&](int number, const auto& work) {
     team.step(layers_[index(number)].rows, work);
-    mark(thread, steps.size() - 1);
+    times.mark(thread, wait_step_);
   };
   const auto convolve_rows = [&](int number, const RowsVariant& rows, const T* from, T* to) {
-    execute(layers_[index(number)], rows.variant, 0, thread, from + rows.input_offset,
-            to + rows.output_offset);
-    mark(thread, index(number) + 1);
+    const Layer& layer = layers_[index(number)];
+    execute(layer, rows.variant, 0, thread, from + rows.input_offset, to + rows.output_offset);
+    times.mark(thread, layer.step);
   };
-  if (times != nullptr) marks_[index(thread)] = std::chrono::steady_clock::now();
+  times.begin(thread);
   for_parts(0, [&](const RowsVariant& rows) {
-    T* const input = workers_[index(thread)].next_x.data();
+    T* const input = workers_[index(thread)].maps.next_x.data();
     pixel_normalization_.apply(pixels + rows.input_offset, rows.input_size / 3, input + rows.input_offset);
-    mark(thread, 0);
+    times.mark(thread, normalize_step_);
     convolve_rows(0, rows, input, x);
   });
   for (const Block& block : network_.blocks) {
@@ -445,8 +309,7 @@ void Runner<T>::run_rows(ImageTeam& team, int thread, const std::uint8_t* pixels
       if (block.shortcut == Shortcut::projection) {
         convolve_rows(block.projection, layers_[index(block.projection)].rows[rows.part], x, to);
       } else if (block.shortcut == Shortcut::pad_channels) {
-        pad_shortcut(block, index(rows.first), index(rows.end), x, to);
-        mark(thread, shortcut_step());
+        pad_shortcut(thread, block, rows.first, rows.end, x, to);
       }
       convolve_rows(block.conv2, rows, inner, to);
     });
@@ -458,24 +321,10 @@ void Runner<T>::run_rows(ImageTeam& team, int thread, const std::uint8_t* pixels
 template <typename T>
 void Runner<T>::run(const std::uint8_t* pixels, int count, float* logits) {
   if (count == 1 && image_threads > 1) return run_image(pixels, logits);
-  const std::size_t pixel_image = index(network_.image_size * network_.image_size * network_.image_channels);
-  const int group = std::clamp((count + threads_ - 1) / threads_, 1, group_);
-  const int groups = (count + group - 1) / group;
-  std::atomic<bool> failed{false};
-  std::exception_ptr failure;
-#pragma omp parallel for schedule(dynamic) num_threads(threads_)
-  for (int number = 0; number < groups; ++number) {
-    // No exception may leave a parallel region.
-    if (failed.load(std::memory_order_relaxed)) continue;
-    try {
-      const int first = number * group;
-      run_group(omp_get_thread_num(), pixels + index(first) * pixel_image, std::min(group, count - first),
-                logits + index(first * network_.classes));
-    } catch (...) {
-      if (!failed.exchange(true)) failure = std::current_exception();
-    }
-  }
-  if (failed) std::rethrow_exception(failure);
+  const std::size_t image = input_size(network_.convolutions[0]);
+  for_groups(threads_, group_, count, [&](int thread, int first, int images) {
+    run_group(thread, pixels + index(first) * image, images, logits + index(first * network_.classes));
+  });
 }
 
 std::unique_ptr<NetworkImplementation> make_runner(const NetworkDescription& network,
@@ -511,38 +360,9 @@ void FloatNetwork::run(std::span<const std::uint8_t> pixels_nhwc, int count, std
 std::vector<LayerTime> FloatNetwork::profile(std::span<const std::uint8_t> pixels_nhwc, int count,
                                              int repetitions) {
   std::vector<float> logits(pixels_nhwc.size());  // more than enough for `count` images' classes
-  const std::size_t steps = implementation_->steps.size();
-  const auto threads = static_cast<std::size_t>(omp_get_max_threads());
-  std::vector<double> best;
-  double best_total = std::numeric_limits<double>::infinity();
-  for (int repetition = 0; repetition < repetitions; ++repetition) {
-    std::vector<std::vector<double>> times(threads, std::vector<double>(steps));
-    implementation_->times = &times;
-    run(pixels_nhwc, count, logits);
-    implementation_->times = nullptr;
-    std::vector<double> seconds(steps);
-    double total = 0;
-    for (const auto& thread : times) {
-      for (std::size_t i = 0; i < steps; ++i) {
-        seconds[i] += thread[i];
-        total += thread[i];
-      }
-    }
-    if (total < best_total) {
-      best_total = total;
-      best = seconds;
-    }
-  }
-  const std::size_t busy = count == 1 ? index(implementation_->image_threads) : index(count);
-  const auto side_by_side = static_cast<double>(std::min(threads, busy));
-  std::vector<LayerTime> result;
-  for (std::size_t i = 0; i < steps && !best.empty(); ++i) {
-    LayerTime each = implementation_->steps[i];
-    each.seconds = best[i] / side_by_side;
-    each.multiply_accumulates *= count;
-    if (each.seconds > 0) result.push_back(each);
-  }
-  return result;
+  const int busy = count == 1 ? implementation_->image_threads : count;
+  return implementation_->times.profile(count, repetitions, std::min(omp_get_max_threads(), busy),
+                                        [&] { run(pixels_nhwc, count, logits); });
 }
 
 std::vector<std::string> FloatNetwork::implementations() const {

@@ -4,30 +4,22 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
-#include <chrono>
-#include <exception>
-#include <limits>
 
+#include "graph/network/convolution_shape.h"
 #include "graph/network/error.h"
 #include "graph/network/factors.h"
+#include "graph/network/padded_shortcut.h"
+#include "graph/onednn/batch_tiles.h"
 #include "graph/onednn/image_team.h"
 #include "graph/onednn/own_convolution.h"
 #include "graph/onednn/primitives.h"
+#include "graph/onednn/step_times.h"
 #include "kernels/features.h"
 #include "kernels/requantize.h"
 
-// How a batch runs
-//
-// As in the float network, threads take groups of images from a queue and run the whole network on a group;
-// every primitive is made for one thread, so nothing is shared and there are no barriers. Within a group the
-// blocks of one resolution run on tiles of images that stay in the core's own cache:
-//
-//   group of 16 images:  32x32 x 16: 4 tiles of 4    16x16 x 32: 2 tiles of 8    8x8 x 64: 1 tile of 16
-//
-// The images of a group that is not full run on primitives for one image. Of a batch of one the threads share
-// the rows, each with a primitive for its own. Between the convolutions of a block a thread computes the rows
-// that it needs of its neighbours' itself, so that threads wait for each other once in a block:
+// A batch runs as batch_tiles.h says. Of a batch of one the threads share the rows, each with a primitive for
+// its own. Between the convolutions of a block a thread computes the rows that it needs of its neighbours'
+// itself, so that threads wait for each other once in a block:
 //
 //   2 threads, 32x32:   x rows 0..17  -> inner rows 0..16  -> output rows 0..15
 //                       x rows 14..31 -> inner rows 15..31 -> output rows 16..31
@@ -42,7 +34,6 @@ namespace {
 using dnnl::memory;
 using Type = memory::data_type;
 using Tag = memory::format_tag;
-using Clock = std::chrono::steady_clock;
 
 constexpr int kGroup = 16;
 constexpr int kScalesArgument = DNNL_ARG_ATTR_SCALES | DNNL_ARG_WEIGHTS;
@@ -50,14 +41,6 @@ constexpr int kScalesArgument = DNNL_ARG_ATTR_SCALES | DNNL_ARG_WEIGHTS;
 std::size_t index(int value) {
   return static_cast<std::size_t>(value);
 }
-
-enum class Form { tile, image };
-
-/// Weights in the layout of one or more primitives.
-struct WeightCopy {
-  memory::desc layout;
-  AlignedBuffer<std::byte> values;
-};
 
 /// A convolution's primitive for one number of images or rows, always for one thread.
 struct Variant {
@@ -79,45 +62,20 @@ struct BlockRows {
 
 struct Layer {
   Convolution shape;  // of what is computed: the first one reads the bordered image
+  std::size_t step;
   const QuantizedLayer* quantized;
   dnnl::primitive_attr attributes;
-  bool is_signed = false;           // the output
-  std::array<Variant, 2> variants;  // by Form; empty where our own kernel runs
-  std::vector<std::unique_ptr<WeightCopy>> weights;
+  bool is_signed = false;                // the output
+  std::array<Variant, kForms> variants;  // empty where our own kernel runs
+  WeightCopies weights;
   AlignedBuffer<float> scale, offset;
 
   std::unique_ptr<OwnConvolution> own;  // instead of the variants where oneDNN would saturate
 };
 
-/// Consecutive blocks whose outputs have one resolution.
-struct Stage {
-  std::size_t first_block, end_block;
-  int tile;
-};
-
-/// The first convolution reads an image with its border and has no padding of its own.
 Convolution computed_shape(const NetworkDescription& network, std::size_t number) {
-  Convolution shape = network.convolutions[number];
-  if (number == 0) {
-    shape.input_height += 2 * shape.padding;
-    shape.input_width += 2 * shape.padding;
-    shape.padding = 0;
-  }
-  return shape;
-}
-
-std::size_t output_size(const Convolution& shape) {
-  return index(shape.output_channels * shape.output_height() * shape.output_width());
-}
-
-std::size_t input_size(const Convolution& shape) {
-  return index(shape.input_channels * shape.input_height * shape.input_width);
-}
-
-int tile_images(const Convolution& convolution) {
-  // A block needs two or three maps of this size beside its weights.
-  constexpr std::size_t bytes = 64 * 1024;
-  return static_cast<int>(std::clamp<std::size_t>(bytes / output_size(convolution), 1, kGroup));
+  const Convolution& convolution = network.convolutions[number];
+  return number == 0 ? with_border(convolution) : convolution;
 }
 
 /// Without VNNI oneDNN's vpmaddubsw adds the products of input channels 2 i and 2 i + 1 of a tap in 16 bits.
@@ -177,10 +135,8 @@ struct Int8Network::Implementation {
   Implementation(const QuantizedNetwork& quantized, int max_batch, UnprovedLayers unproved);
   void run(const std::uint8_t* pixels, int count, float* logits);
 
-  /// Seconds of each step, added over threads; null when nobody asks.
-  std::vector<std::vector<double>>* times = nullptr;  // [thread][step]
-  std::vector<LayerTime> steps;                       // names, and multiply-accumulates of one image
-  int image_threads = 1;                              // that work on a batch of one
+  StepTimes times{omp_get_max_threads()};
+  int image_threads = 1;  // that work on a batch of one
   std::vector<std::string> implementations;
   bool own_kernels = false;
 
@@ -188,18 +144,15 @@ struct Int8Network::Implementation {
   struct Worker {
     dnnl::stream stream{cpu_engine()};
     AlignedBuffer<std::byte> scratchpad;
-    AlignedBuffer<std::uint8_t> own;        // scratch memory of our own kernels
-    AlignedBuffer<std::uint8_t> image;      // a tile's pixels with their border
-    AlignedBuffer<std::uint8_t> x, next_x;  // a group's stream before and after a stage
-    AlignedBuffer<std::uint8_t> inner;      // a tile's map between a block's convolutions
+    AlignedBuffer<std::uint8_t> own;    // scratch memory of our own kernels
+    AlignedBuffer<std::uint8_t> image;  // a tile's pixels with their border
+    GroupMaps<std::uint8_t> maps;
     std::vector<std::int32_t> sums;
-    Clock::time_point mark;
   };
 
   void make_layer(std::size_t number, const LayerFactors& factors, Residual residual, float ratio,
                   bool is_signed, UnprovedLayers unproved);
   Variant make_variant(Layer& layer, const OnednnConvolution& geometry, int threads);
-  const std::byte* weight_in(Layer& layer, const memory::desc& layout);
   RowsVariant make_rows(Layer& layer, int first, int end);
   void divide_image();
 
@@ -211,15 +164,11 @@ struct Int8Network::Implementation {
   void add_border(int thread, const std::uint8_t* pixels, int images);
   void execute(const Layer& layer, const Variant& variant, int memories, int thread, const std::uint8_t* x,
                std::uint8_t* y);
-  void run_stage(const Stage& stage, int thread, Form form, int images, const std::uint8_t* from,
-                 std::uint8_t* to);
   void convolve(int number, int thread, Form form, int images, const std::uint8_t* x, std::uint8_t* y);
   void convolve_own(const Layer& layer, int thread, int images, const std::uint8_t* x, std::uint8_t* y);
-  void pad_shortcut(const Block& block, std::size_t first_row, std::size_t end_row, const std::uint8_t* x,
-                    std::uint8_t* shortcut);
+  void pad_shortcut(int thread, const Block& block, std::size_t first_row, std::size_t end_row,
+                    const std::uint8_t* x, std::uint8_t* shortcut);
   void classify(int thread, int images, const std::uint8_t* x, float* logits);
-  void mark(int thread, std::size_t step);
-  std::size_t shortcut_step() const { return steps.size() - 2; }
 
   QuantizedNetwork quantized_;
   NetworkFactors factors_;
@@ -228,6 +177,7 @@ struct Int8Network::Implementation {
   std::vector<Layer> layers_;
   std::vector<Stage> stages_;
   std::vector<Worker> workers_;
+  std::size_t border_step_, classify_step_, shortcut_step_, wait_step_;
 
   // Of a batch of one, by thread; empty where it has one thread.
   std::vector<RowsVariant> first_rows_;
@@ -254,38 +204,20 @@ Int8Network::Implementation::Implementation(const QuantizedNetwork& quantized, i
     if (projected) is_signed[index(block.projection)] = true;
   }
   const SingleThreadedCreation single;
-  steps.push_back({"border", 0, 0});
+  border_step_ = times.add("border", 0);
   for (std::size_t i = 0; i < network.convolutions.size(); ++i) {
     make_layer(i, factors_.convolutions[i], residual[i], ratio[i], is_signed[i], unproved);
-    const Convolution& shape = network.convolutions[i];
-    steps.push_back({shape.name, 0, static_cast<double>(shape.multiply_accumulates())});
   }
-  steps.push_back({"pool and linear", 0, static_cast<double>(network.feature_channels * network.classes)});
-  steps.push_back({"padded shortcuts", 0, 0});
-  steps.push_back({"waits", 0, 0});
+  classify_step_ =
+      times.add("pool and linear", static_cast<double>(network.feature_channels * network.classes));
+  shortcut_step_ = times.add("padded shortcuts", 0);
+  wait_step_ = times.add("waits", 0);
   if (threads_ > 1 && !own_kernels) divide_image();
-
-  for (std::size_t number = 0; number < network.blocks.size(); ++number) {
-    const Convolution& shape = network.convolutions[index(network.blocks[number].conv2)];
-    const bool same =
-        number > 0 && network.convolutions[index(network.blocks[number - 1].conv2)].output_height() ==
-                          shape.output_height();
-    if (same) {
-      stages_.back().end_block = number + 1;
-    } else {
-      stages_.push_back({number, number + 1, tile_images(shape)});
-    }
-  }
-
-  std::size_t largest_map = 0;
-  for (const Convolution& shape : network.convolutions)
-    largest_map = std::max(largest_map, output_size(shape));
+  stages_ = divide_into_stages<std::uint8_t>(network, kGroup);
   for (Worker& worker : workers_) {
     worker.image.reset(index(kGroup) * input_size(layers_[0].shape));
     for (std::size_t i = 0; i < worker.image.size(); ++i) worker.image.data()[i] = kBorderPixel[i % 3];
-    worker.x.reset(index(group_) * largest_map);
-    worker.next_x.reset(index(group_) * largest_map);
-    worker.inner.reset(index(group_) * largest_map);
+    worker.maps.reset(network, group_);
     worker.sums.resize(index(network.feature_channels));
   }
 }
@@ -296,6 +228,8 @@ void Int8Network::Implementation::make_layer(std::size_t number, const LayerFact
   const QuantizedLayer& quantized = quantized_.parameters.convolutions[number];
   Layer& layer = layers_.emplace_back();
   layer.shape = computed_shape(quantized_.network, number);
+  layer.step = times.add(layer.shape.name,
+                         static_cast<double>(quantized_.network.convolutions[number].multiply_accumulates()));
   layer.quantized = &quantized;
   layer.scale.reset(factors.scale.size());
   layer.offset.reset(factors.offset.size());
@@ -326,8 +260,9 @@ void Int8Network::Implementation::make_layer(std::size_t number, const LayerFact
   }
   layer.attributes = attributes;
   layer.is_signed = is_signed;
-  layer.variants = {make_variant(layer, {layer.shape, tile_images(layer.shape), Type::u8}, threads_),
-                    make_variant(layer, {layer.shape, 1, Type::u8}, threads_)};
+  layer.variants = {
+      make_variant(layer, {layer.shape, tile_images<std::uint8_t>(layer.shape, kGroup), Type::u8}, threads_),
+      make_variant(layer, {layer.shape, 1, Type::u8}, threads_)};
   implementations.push_back(layer.shape.name + " " + layer.variants[0].implementation);
 }
 
@@ -349,7 +284,9 @@ Variant Int8Network::Implementation::make_variant(Layer& layer, const OnednnConv
     if (worker.scratchpad.size() < scratchpad.get_size()) worker.scratchpad.reset(scratchpad.get_size());
   }
   Variant variant;
-  variant.weight = weight_in(layer, description.weights_desc());
+  const std::vector<std::int8_t> integers(layer.quantized->weights.begin(), layer.quantized->weights.end());
+  variant.weight = layer.weights.in(description.weights_desc(), {geometry.weight_dims, Type::s8, Tag::ohwi},
+                                    integers.data());
   variant.implementation = description.impl_info_str();
   variant.primitive = SharedPrimitive(convolution_forward(description),
                                       {{DNNL_ARG_SRC, geometry.source},
@@ -360,24 +297,6 @@ Variant Int8Network::Implementation::make_variant(Layer& layer, const OnednnConv
                                        {kScalesArgument, bias}},
                                       threads);
   return variant;
-}
-
-const std::byte* Int8Network::Implementation::weight_in(Layer& layer, const memory::desc& layout) {
-  for (const auto& copy : layer.weights) {
-    if (copy->layout == layout) return copy->values.data();
-  }
-  const Convolution& shape = layer.shape;
-  WeightCopy& copy = *layer.weights.emplace_back(
-      std::make_unique<WeightCopy>(layout, AlignedBuffer<std::byte>(layout.get_size())));
-  std::vector<std::int8_t> integers(layer.quantized->weights.begin(), layer.quantized->weights.end());
-  memory from(
-      {{shape.output_channels, shape.input_channels, shape.kernel, shape.kernel}, Type::s8, Tag::ohwi},
-      cpu_engine(), integers.data());
-  memory to(layout, cpu_engine(), copy.values.data());
-  dnnl::stream order(cpu_engine());
-  dnnl::reorder(from, to).execute(order, from, to);
-  order.wait();
-  return copy.values.data();
 }
 
 RowsVariant Int8Network::Implementation::make_rows(Layer& layer, int first, int end) {
@@ -414,14 +333,6 @@ void Int8Network::Implementation::divide_image() {
   }
 }
 
-void Int8Network::Implementation::mark(int thread, std::size_t step) {
-  if (times == nullptr) return;
-  const auto now = Clock::now();
-  Worker& worker = workers_[index(thread)];
-  (*times)[index(thread)][step] += std::chrono::duration<double>(now - worker.mark).count();
-  worker.mark = now;
-}
-
 void Int8Network::Implementation::convolve_own(const Layer& layer, int thread, int images,
                                                const std::uint8_t* x, std::uint8_t* y) {
   const Convolution& shape = layer.shape;
@@ -451,27 +362,14 @@ void Int8Network::Implementation::convolve(int number, int thread, Form form, in
   } else {
     execute(layer, layer.variants[static_cast<std::size_t>(form)], thread, thread, x, y);
   }
-  mark(thread, index(number) + 1);
+  times.mark(thread, layer.step);
 }
 
-/// Rows from `first_row` to before `end_row` of the output's images one after the other.
-void Int8Network::Implementation::pad_shortcut(const Block& block, std::size_t first_row, std::size_t end_row,
-                                               const std::uint8_t* x, std::uint8_t* shortcut) {
-  const Convolution& first = quantized_.network.convolutions[index(block.conv1)];
-  const std::size_t channels = index(first.output_channels);
-  const std::size_t kept = index(first.input_channels);
-  const std::size_t added = (channels - kept) / 2;
-  const std::size_t size = index(first.output_height());
-  std::fill(shortcut + first_row * size * channels, shortcut + end_row * size * channels, std::uint8_t{0});
-  for (std::size_t row = first_row; row < end_row; ++row) {
-    const std::uint8_t* from =
-        x + (row / size * index(first.input_height) + row % size * index(first.stride)) *
-                index(first.input_width) * kept;
-    std::uint8_t* to = shortcut + row * size * channels + added;
-    for (std::size_t column = 0; column < size; ++column) {
-      std::copy_n(from + column * index(first.stride) * kept, kept, to + column * channels);
-    }
-  }
+void Int8Network::Implementation::pad_shortcut(int thread, const Block& block, std::size_t first_row,
+                                               std::size_t end_row, const std::uint8_t* x,
+                                               std::uint8_t* shortcut) {
+  pad_shortcut_rows(quantized_.network.convolutions[index(block.conv1)], first_row, end_row, x, shortcut);
+  times.mark(thread, shortcut_step_);
 }
 
 /// The images with their border into the thread's own buffer.
@@ -487,25 +385,7 @@ void Int8Network::Implementation::add_border(int thread, const std::uint8_t* pix
     const std::size_t image_row = row / rows * (rows + 2 * border) + row % rows + border;
     std::copy_n(pixels + row * row_bytes, row_bytes, bordered + image_row * bordered_row + border * channels);
   }
-}
-
-/// One tile, or one image, through the blocks of a stage. The first block reads `from`; the others work in
-/// `to` in place: the second convolution adds to its block's input.
-void Int8Network::Implementation::run_stage(const Stage& stage, int thread, Form form, int images,
-                                            const std::uint8_t* from, std::uint8_t* to) {
-  std::uint8_t* inner = workers_[index(thread)].inner.data();
-  for (std::size_t number = stage.first_block; number < stage.end_block; ++number) {
-    const Block& block = quantized_.network.blocks[number];
-    const std::uint8_t* x = number == stage.first_block ? from : to;
-    convolve(block.conv1, thread, form, images, x, inner);
-    if (block.shortcut == Shortcut::projection) convolve(block.projection, thread, form, images, x, to);
-    if (block.shortcut == Shortcut::pad_channels) {
-      const Convolution& shape = quantized_.network.convolutions[index(block.conv2)];
-      pad_shortcut(block, 0, index(images * shape.output_height()), x, to);
-      mark(thread, shortcut_step());
-    }
-    convolve(block.conv2, thread, form, images, inner, to);
-  }
+  times.mark(thread, border_step_);
 }
 
 void Int8Network::Implementation::classify(int thread, int images, const std::uint8_t* x, float* logits) {
@@ -519,41 +399,30 @@ void Int8Network::Implementation::classify(int thread, int images, const std::ui
     linear<std::int32_t>(sums, channels, 1, 1, quantized_.parameters.linear.weights, factors_.linear.scale,
                          factors_.linear.offset, logits + index(image) * index(network.classes));
   }
-  mark(thread, steps.size() - 3);
+  times.mark(thread, classify_step_);
 }
 
 void Int8Network::Implementation::run_group(int thread, const std::uint8_t* pixels, int count,
                                             float* logits) {
-  Worker& worker = workers_[index(thread)];
-  if (times != nullptr) worker.mark = Clock::now();
-  std::uint8_t* x = worker.x.data();
-  std::uint8_t* next = worker.next_x.data();
-  /// step(form, first image, images) for full tiles, then for the images left.
-  const auto for_tiles = [&](int tile, const auto& step) {
-    int image = 0;
-    for (; image + tile <= count && tile > 1; image += tile) step(Form::tile, image, tile);
-    for (; image < count; ++image) step(Form::image, image, 1);
-  };
+  times.begin(thread);
   const NetworkDescription& network = quantized_.network;
-  const std::size_t pixel_image = input_size(network.convolutions[0]);
-  std::size_t image_values = output_size(network.convolutions[0]);
-  for_tiles(tile_images(network.convolutions[0]), [&](Form form, int image, int images) {
-    add_border(thread, pixels + index(image) * pixel_image, images);
-    mark(thread, 0);
-    convolve(0, thread, form, images, worker.image.data(), x + index(image) * image_values);
+  const Worker& worker = workers_[index(thread)];
+  const Convolution& first = network.convolutions[0];
+  for_tiles(count, tile_images<std::uint8_t>(first, kGroup), [&](Form form, int image, int images) {
+    add_border(thread, pixels + index(image) * input_size(first), images);
+    convolve(0, thread, form, images, worker.image.data(),
+             worker.maps.x.data() + index(image) * output_size(first));
   });
-  for (const Stage& stage : stages_) {
-    const Block& first = network.blocks[stage.first_block];
-    const std::size_t output = output_size(network.convolutions[index(first.conv2)]);
-    const bool in_place = first.shortcut == Shortcut::identity;
-    std::uint8_t* to = in_place ? x : next;
-    for_tiles(stage.tile, [&](Form form, int image, int images) {
-      run_stage(stage, thread, form, images, x + index(image) * image_values, to + index(image) * output);
-    });
-    if (!in_place) std::swap(x, next);
-    image_values = output;
-  }
-  classify(thread, count, x, logits);
+  const std::uint8_t* features = run_blocks(
+      network, stages_, count, worker.maps,
+      [&](int number, Form form, int images, const std::uint8_t* from, std::uint8_t* to) {
+        convolve(number, thread, form, images, from, to);
+      },
+      [&](const Block& block, int images, const std::uint8_t* from, std::uint8_t* to) {
+        const Convolution& shape = network.convolutions[index(block.conv1)];
+        pad_shortcut(thread, block, 0, index(images * shape.output_height()), from, to);
+      });
+  classify(thread, count, features, logits);
 }
 
 void Int8Network::Implementation::run_image(const std::uint8_t* pixels, float* logits) {
@@ -568,17 +437,16 @@ void Int8Network::Implementation::run_rows(ImageTeam& team, int thread, const st
                                            float* logits) {
   const auto for_parts = [&](const auto& parts, const auto& work) {
     team.step(parts, work);
-    mark(thread, steps.size() - 1);
+    times.mark(thread, wait_step_);
   };
-  std::uint8_t* x = workers_[0].x.data();
-  std::uint8_t* next = workers_[0].next_x.data();
-  if (times != nullptr) workers_[index(thread)].mark = Clock::now();
+  std::uint8_t* x = workers_[0].maps.x.data();
+  std::uint8_t* next = workers_[0].maps.next_x.data();
+  times.begin(thread);
   add_border(thread, pixels, 1);
-  mark(thread, 0);
   for_parts(first_rows_, [&](const RowsVariant& rows) {
     execute(layers_[0], rows.variant, 0, thread, workers_[index(thread)].image.data() + rows.input_offset,
             x + rows.output_offset);
-    mark(thread, 1);
+    times.mark(thread, layers_[0].step);
   });
   for (std::size_t number = 0; number < block_rows_.size(); ++number) {
     for_parts(block_rows_[number],
@@ -594,10 +462,11 @@ void Int8Network::Implementation::run_block_rows(std::size_t number, const Block
   const Block& block = quantized_.network.blocks[number];
   const auto run = [&](int convolution, const RowsVariant& rows, const std::uint8_t* from,
                        std::uint8_t* output) {
-    execute(layers_[index(convolution)], rows.variant, 0, thread, from, output);
-    mark(thread, index(convolution) + 1);
+    const Layer& layer = layers_[index(convolution)];
+    execute(layer, rows.variant, 0, thread, from, output);
+    times.mark(thread, layer.step);
   };
-  std::uint8_t* inner = workers_[index(thread)].inner.data();
+  std::uint8_t* inner = workers_[index(thread)].maps.inner.data();
   std::uint8_t* output = to + part.conv2.output_offset;
   run(block.conv1, part.conv1, x + part.conv1.input_offset, inner);
   if (block.shortcut == Shortcut::projection) {
@@ -606,8 +475,7 @@ void Int8Network::Implementation::run_block_rows(std::size_t number, const Block
     const Convolution& shape = quantized_.network.convolutions[index(block.conv2)];
     const std::size_t row = index(shape.output_width() * shape.output_channels);
     const std::size_t first = part.conv2.output_offset / row;
-    pad_shortcut(block, first, first + part.conv2.output_size / row, x, to);
-    mark(thread, shortcut_step());
+    pad_shortcut(thread, block, first, first + part.conv2.output_size / row, x, to);
   } else {
     // Neighbours still read x.
     std::copy_n(x + part.conv2.output_offset, part.conv2.output_size, output);
@@ -617,25 +485,11 @@ void Int8Network::Implementation::run_block_rows(std::size_t number, const Block
 
 void Int8Network::Implementation::run(const std::uint8_t* pixels, int count, float* logits) {
   if (count == 1 && !first_rows_.empty()) return run_image(pixels, logits);
-  const std::size_t pixel_image = input_size(quantized_.network.convolutions[0]);
-  const std::size_t classes = index(quantized_.network.classes);
-  const int group = std::clamp((count + threads_ - 1) / threads_, 1, group_);
-  const int groups = (count + group - 1) / group;
-  std::atomic<bool> failed{false};
-  std::exception_ptr failure;
-#pragma omp parallel for schedule(dynamic) num_threads(threads_)
-  for (int number = 0; number < groups; ++number) {
-    // No exception may leave a parallel region.
-    if (failed.load(std::memory_order_relaxed)) continue;
-    try {
-      const int first = number * group;
-      run_group(omp_get_thread_num(), pixels + index(first) * pixel_image, std::min(group, count - first),
-                logits + index(first) * classes);
-    } catch (...) {
-      if (!failed.exchange(true)) failure = std::current_exception();
-    }
-  }
-  if (failed) std::rethrow_exception(failure);
+  const std::size_t image = input_size(quantized_.network.convolutions[0]);
+  for_groups(threads_, group_, count, [&](int thread, int first, int images) {
+    run_group(thread, pixels + index(first) * image, images,
+              logits + index(first * quantized_.network.classes));
+  });
 }
 
 Int8Network::Int8Network(const QuantizedNetwork& quantized, int max_batch, UnprovedLayers unproved) {
@@ -661,38 +515,9 @@ void Int8Network::run(std::span<const std::uint8_t> pixels_nhwc, int count, std:
 std::vector<LayerTime> Int8Network::profile(std::span<const std::uint8_t> pixels_nhwc, int count,
                                             int repetitions) {
   std::vector<float> logits(pixels_nhwc.size());  // more than enough for `count` images' classes
-  const std::size_t steps = implementation_->steps.size();
-  const auto threads = index(omp_get_max_threads());
-  std::vector<double> best;
-  double best_total = std::numeric_limits<double>::infinity();
-  for (int repetition = 0; repetition < repetitions; ++repetition) {
-    std::vector<std::vector<double>> times(threads, std::vector<double>(steps));
-    implementation_->times = &times;
-    run(pixels_nhwc, count, logits);
-    implementation_->times = nullptr;
-    std::vector<double> seconds(steps);
-    double total = 0;
-    for (const auto& thread : times) {
-      for (std::size_t i = 0; i < steps; ++i) {
-        seconds[i] += thread[i];
-        total += thread[i];
-      }
-    }
-    if (total < best_total) {
-      best_total = total;
-      best = seconds;
-    }
-  }
-  const std::size_t busy = count == 1 ? index(implementation_->image_threads) : index(count);
-  const auto side_by_side = static_cast<double>(std::min(threads, busy));
-  std::vector<LayerTime> result;
-  for (std::size_t i = 0; i < best.size(); ++i) {
-    LayerTime each = implementation_->steps[i];
-    each.seconds = best[i] / side_by_side;
-    each.multiply_accumulates *= count;
-    if (each.seconds > 0) result.push_back(each);
-  }
-  return result;
+  const int busy = count == 1 ? implementation_->image_threads : count;
+  return implementation_->times.profile(count, repetitions, std::min(omp_get_max_threads(), busy),
+                                        [&] { run(pixels_nhwc, count, logits); });
 }
 
 std::string Int8Network::engine() const {

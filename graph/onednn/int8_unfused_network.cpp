@@ -4,13 +4,15 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cmath>
-#include <limits>
+#include <map>
 
+#include "graph/network/convolution_shape.h"
 #include "graph/network/error.h"
 #include "graph/network/float_parameters.h"
+#include "graph/network/padded_shortcut.h"
 #include "graph/onednn/primitives.h"
+#include "graph/onednn/step_times.h"
 #include "kernels/requantize.h"
 
 // A list of operations, each a primitive of its own that uses all threads, as an engine does that knows
@@ -36,7 +38,7 @@ std::size_t index(int value) {
 
 /// One primitive with everything it needs; addresses are set once.
 struct Operation {
-  std::size_t step;  // in Implementation::steps
+  std::size_t step;  // of StepTimes
   dnnl::primitive primitive;
   std::vector<dnnl_exec_arg_t> arguments;
 };
@@ -61,8 +63,7 @@ struct Int8UnfusedNetwork::Implementation {
   Implementation(const UnfusedNetwork& unfused, int max_batch);
   void run(const std::uint8_t* pixels, int count, float* logits);
 
-  std::vector<double>* times = nullptr;  // [step]
-  std::vector<LayerTime> steps;
+  StepTimes times{1};
   std::vector<std::string> implementations;
 
  private:
@@ -74,7 +75,8 @@ struct Int8UnfusedNetwork::Implementation {
   dnnl::stream order_{cpu_engine()};
   AlignedBuffer<std::byte> scratchpad_;
   std::vector<Program> programs_;  // for a tile, if batches are so large, and for one image
-  std::chrono::steady_clock::time_point mark_;
+  std::map<std::string, std::size_t> steps_;
+  std::size_t border_step_, shortcut_step_, classify_step_;
 
   std::size_t step_named(const std::string& name, double multiply_accumulates);
   template <typename T>
@@ -89,7 +91,6 @@ struct Int8UnfusedNetwork::Implementation {
   void pad_shortcut(Program& program, int block) const;
   void run_program(Program& program, const std::uint8_t* pixels, float* logits);
   void classify(const Program& program, float* logits) const;
-  void mark(std::size_t step);
 
   memory::desc map(const Program& program, const Convolution& shape) const {
     return {{program.images, shape.output_channels, shape.output_height(), shape.output_width()},
@@ -101,13 +102,12 @@ struct Int8UnfusedNetwork::Implementation {
   }
 };
 
+/// Both programs have the same steps.
 std::size_t Int8UnfusedNetwork::Implementation::step_named(const std::string& name,
                                                            double multiply_accumulates) {
-  for (std::size_t i = 0; i < steps.size(); ++i) {
-    if (steps[i].name == name) return i;
-  }
-  steps.push_back({name, 0, multiply_accumulates});
-  return steps.size() - 1;
+  const auto known = steps_.find(name);
+  if (known != steps_.end()) return known->second;
+  return steps_[name] = times.add(name, multiply_accumulates);
 }
 
 template <typename T>
@@ -136,14 +136,10 @@ void Int8UnfusedNetwork::Implementation::add(Program& program, std::size_t step,
 void Int8UnfusedNetwork::Implementation::convolution(Program& program, int number, float input_scale,
                                                      Buffer from, Buffer to) {
   using namespace dnnl;
-  Convolution shape = network_.convolutions[index(number)];
-  const UnfusedConvolution& values = unfused_.parameters.convolutions[index(number)];
   const bool first = number == 0;
-  if (first) {
-    shape.input_height += 2 * shape.padding;
-    shape.input_width += 2 * shape.padding;
-    shape.padding = 0;
-  }
+  const Convolution& described = network_.convolutions[index(number)];
+  const Convolution shape = first ? with_border(described) : described;
+  const UnfusedConvolution& values = unfused_.parameters.convolutions[index(number)];
   const OnednnConvolution geometry(shape, program.images, first ? Type::u8 : Type::s8);
   const memory::desc destination = map(program, shape);
   const memory::desc channels({shape.output_channels}, Type::f32, Tag::a);
@@ -311,12 +307,13 @@ void Int8UnfusedNetwork::Implementation::build(Program& program) {
 
 Int8UnfusedNetwork::Implementation::Implementation(const UnfusedNetwork& unfused, int max_batch)
     : unfused_(unfused), network_(unfused_.network) {
-  steps.push_back({"border", 0, 0});
+  border_step_ = step_named("border", 0);
   if (max_batch >= kTile) programs_.emplace_back().images = kTile;
   programs_.emplace_back().images = 1;
   for (Program& program : programs_) build(program);
-  steps.push_back({"padded shortcuts", 0, 0});
-  steps.push_back({"pool and linear", 0, static_cast<double>(network_.feature_channels * network_.classes)});
+  shortcut_step_ = step_named("padded shortcuts", 0);
+  classify_step_ =
+      step_named("pool and linear", static_cast<double>(network_.feature_channels * network_.classes));
   // The largest scratchpad is known now; one serves all operations.
   for (Program& program : programs_) {
     for (Operation& operation : program.operations) {
@@ -325,31 +322,13 @@ Int8UnfusedNetwork::Implementation::Implementation(const UnfusedNetwork& unfused
   }
 }
 
-void Int8UnfusedNetwork::Implementation::mark(std::size_t step) {
-  if (times == nullptr) return;
-  const auto now = std::chrono::steady_clock::now();
-  (*times)[step] += std::chrono::duration<double>(now - mark_).count();
-  mark_ = now;
-}
-
 void Int8UnfusedNetwork::Implementation::pad_shortcut(Program& program, int block) const {
   const Convolution& shape = network_.convolutions[index(network_.blocks[index(block)].conv1)];
-  const std::size_t channels = index(shape.output_channels);
-  const std::size_t kept = index(shape.input_channels);
-  const std::size_t added = (channels - kept) / 2;
-  const std::size_t size = index(shape.output_height());
   const std::int8_t* x = program.buffers[stream].data();
   std::int8_t* result = program.buffers[shortcut].data();
 #pragma omp parallel for
-  for (std::size_t row = 0; row < index(program.images) * size; ++row) {
-    const std::int8_t* from =
-        x + (row / size * index(shape.input_height) + row % size * index(shape.stride)) *
-                index(shape.input_width) * kept;
-    std::int8_t* to = result + row * size * channels;
-    std::fill_n(to, size * channels, std::int8_t{0});
-    for (std::size_t column = 0; column < size; ++column) {
-      std::copy_n(from + column * index(shape.stride) * kept, kept, to + column * channels + added);
-    }
+  for (int row = 0; row < program.images * shape.output_height(); ++row) {
+    pad_shortcut_rows(shape, index(row), index(row + 1), x, result);
   }
 }
 
@@ -379,29 +358,29 @@ void Int8UnfusedNetwork::Implementation::classify(const Program& program, float*
 
 void Int8UnfusedNetwork::Implementation::run_program(Program& program, const std::uint8_t* pixels,
                                                      float* logits) {
-  if (times != nullptr) mark_ = std::chrono::steady_clock::now();
+  times.begin(0);
   const std::size_t size = index(network_.image_size);
   const std::size_t row_bytes = 3 * size;
   for (std::size_t row = 0; row < index(program.images) * size; ++row) {
     const std::size_t bordered = row / size * (size + 2) + row % size + 1;
     std::copy_n(pixels + row * row_bytes, row_bytes, program.pixels.data() + bordered * (row_bytes + 6) + 3);
   }
-  mark(0);
+  times.mark(0, border_step_);
   auto padding = program.paddings.begin();
   for (std::size_t i = 0; i < program.operations.size(); ++i) {
     if (padding != program.paddings.end() && padding->before_operation == i) {
       pad_shortcut(program, padding++->block);
-      mark(steps.size() - 2);
+      times.mark(0, shortcut_step_);
     }
     const Operation& operation = program.operations[i];
     dnnl::error::wrap_c_api(
         dnnl_primitive_execute(operation.primitive.get(), order_.get(),
                                static_cast<int>(operation.arguments.size()), operation.arguments.data()),
         "oneDNN could not execute a primitive");
-    mark(operation.step);
+    times.mark(0, operation.step);
   }
   classify(program, logits);
-  mark(steps.size() - 1);
+  times.mark(0, classify_step_);
 }
 
 void Int8UnfusedNetwork::Implementation::run(const std::uint8_t* pixels, int count, float* logits) {
@@ -436,22 +415,7 @@ void Int8UnfusedNetwork::run(std::span<const std::uint8_t> pixels_nhwc, int coun
 std::vector<LayerTime> Int8UnfusedNetwork::profile(std::span<const std::uint8_t> pixels_nhwc, int count,
                                                    int repetitions) {
   std::vector<float> logits(pixels_nhwc.size());  // more than enough for `count` images' classes
-  std::vector<LayerTime> result = implementation_->steps;
-  double best = std::numeric_limits<double>::infinity();
-  for (int repetition = 0; repetition < repetitions; ++repetition) {
-    std::vector<double> seconds(result.size());
-    implementation_->times = &seconds;
-    run(pixels_nhwc, count, logits);
-    implementation_->times = nullptr;
-    double total = 0;
-    for (const double each : seconds) total += each;
-    if (total >= best) continue;
-    best = total;
-    for (std::size_t i = 0; i < result.size(); ++i) result[i].seconds = seconds[i];
-  }
-  for (LayerTime& each : result) each.multiply_accumulates *= count;
-  std::erase_if(result, [](const LayerTime& each) { return !(each.seconds > 0); });
-  return result;
+  return implementation_->times.profile(count, repetitions, 1, [&] { run(pixels_nhwc, count, logits); });
 }
 
 std::vector<std::string> Int8UnfusedNetwork::implementations() const {

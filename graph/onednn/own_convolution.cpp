@@ -13,12 +13,6 @@ std::size_t index(std::ptrdiff_t value) {
   return static_cast<std::size_t>(value);
 }
 
-AlignedVector<float> padded(const std::vector<float>& values) {
-  AlignedVector<float> result((values.size() + kChannelPadding - 1) / kChannelPadding * kChannelPadding);
-  std::copy(values.begin(), values.end(), result.begin());
-  return result;
-}
-
 /// Positions of `planes` that a map fills, `step` apart in the map.
 struct MapPart {
   int first_row, first_column, step;
@@ -103,8 +97,8 @@ OwnConvolution::OwnConvolution(const Convolution& shape, const QuantizedLayer& q
                                float residual_ratio, std::vector<std::uint8_t> border)
     : shape_{shape.input_channels, shape.output_channels, shape.kernel,     shape.stride,
              shape.padding,        shape.input_height,    shape.input_width},
-      scale_(padded(factors.scale)),
-      offset_(padded(factors.offset)),
+      scale_(pad_channel_values(factors.scale)),
+      offset_(pad_channel_values(factors.offset)),
       is_signed_(is_signed),
       residual_(residual),
       residual_ratio_(residual_ratio),

@@ -69,6 +69,20 @@ bool is_quicker(const std::string& direct, const std::string& chosen) {
           instructions == "avx512_core_bf16");
 }
 
+const std::byte* WeightCopies::in(const dnnl::memory::desc& layout, const dnnl::memory::desc& plain,
+                                  const void* values) {
+  for (const Copy& copy : copies_) {
+    if (copy.layout == layout) return copy.values.data();
+  }
+  Copy& copy = copies_.emplace_back(layout, AlignedBuffer<std::byte>(layout.get_size()));
+  dnnl::memory from(plain, cpu_engine(), const_cast<void*>(values));
+  dnnl::memory to(layout, cpu_engine(), copy.values.data());
+  dnnl::stream order(cpu_engine());
+  dnnl::reorder(from, to).execute(order, from, to);
+  order.wait();
+  return copy.values.data();
+}
+
 dnnl::primitive_attr user_scratchpad() {
   dnnl::primitive_attr attributes;
   attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);

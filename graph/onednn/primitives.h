@@ -93,6 +93,20 @@ auto quickest(const Make& make) {
   return chosen;
 }
 
+/// A convolution's weights in the layouts that its primitives chose, each layout once.
+class WeightCopies {
+ public:
+  /// `plain`: how `values` lie.
+  const std::byte* in(const dnnl::memory::desc& layout, const dnnl::memory::desc& plain, const void* values);
+
+ private:
+  struct Copy {
+    dnnl::memory::desc layout;
+    AlignedBuffer<std::byte> values;
+  };
+  std::vector<Copy> copies_;
+};
+
 /// Scratchpads come from us, so that a primitive may run on many threads at once.
 dnnl::primitive_attr user_scratchpad();
 

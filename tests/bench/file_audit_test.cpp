@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "graph/network/error.h"
+#include "graph/onednn/learned_scales.h"
 #include "kernels/requantize.h"
 #include "tests/bench/checkpoints.h"
 #include "tests/temporary_folder.h"
@@ -128,6 +129,15 @@ TEST(FileAudit, RefusesDamagedFiles) {
   other.metadata["format"] = "something";
   write_tensor_file(folder / "other.safetensors", other);
   EXPECT_THROW(audit_file(folder / "other.safetensors", {}), InputError);
+
+  other.metadata["format"] = kTrainedFormat;
+  write_tensor_file(folder / "trained.safetensors", other);
+  try {
+    audit_file(folder / "trained.safetensors", {});
+    FAIL() << "the state of a training was taken for a network";
+  } catch (const InputError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("quant exports it"));
+  }
 }
 
 TEST(FileAuditProgram, HasItsExitCodes) {
