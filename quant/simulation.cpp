@@ -2,7 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <functional>
+#include <numeric>
 
+#include "graph/network/convolution_shape.h"
+#include "graph/network/error.h"
 #include "kernels/cpu.h"
 #include "kernels/reference.h"
 #include "kernels/requantize.h"
@@ -10,16 +15,9 @@
 namespace nibble {
 namespace {
 
-constexpr int kBorder = 1;
-
-Convolution shape_of(const NetworkDescription& network, int convolution) {
-  Convolution shape = network.convolutions[static_cast<std::size_t>(convolution)];
-  if (convolution == 0) {  // the border is part of the image
-    shape.input_height += 2 * kBorder;
-    shape.input_width += 2 * kBorder;
-    shape.padding = 0;
-  }
-  return shape;
+Convolution computed_shape(const NetworkDescription& network, int number) {
+  const Convolution& convolution = network.convolutions[static_cast<std::size_t>(number)];
+  return number == 0 ? with_border(convolution) : convolution;
 }
 
 struct MapRequantization {
@@ -82,21 +80,48 @@ Integers bordered_pixels(const NetworkDescription& network, std::span<const std:
 Simulation::Simulation(const NetworkDescription& network, int chunk) : network_(network), chunk_(chunk) {}
 
 std::size_t Simulation::input_size(int convolution) const {
-  const Convolution shape = shape_of(network_, convolution);
+  const Convolution shape = computed_shape(network_, convolution);
   return static_cast<std::size_t>(shape.input_height * shape.input_width * shape.input_channels);
 }
 
 std::size_t Simulation::output_size(int convolution) const {
-  const Convolution shape = shape_of(network_, convolution);
+  const Convolution shape = computed_shape(network_, convolution);
   return static_cast<std::size_t>(shape.output_height() * shape.output_width() * shape.output_channels);
 }
 
+namespace {
+
+/// numbers.md, "Batch normalization": a_max * sum |w_q[c]| < 2^24 for every output channel.
+void require_exact_sums(const Convolution& shape, std::span<const std::int16_t> weights,
+                        const Integers& inputs) {
+  const int largest_input = inputs.empty() ? 0 : *std::max_element(inputs.begin(), inputs.end());
+  const auto magnitude = [](std::int16_t weight) { return std::abs(int{weight}); };
+  const bool wide = largest_input > activation_limit(8) ||
+                    std::any_of(weights.begin(), weights.end(),
+                                [&](std::int16_t weight) { return magnitude(weight) > weight_limit(8); });
+  if (wide) return;
+  const std::size_t taps = weights.size() / static_cast<std::size_t>(shape.output_channels);
+  for (std::size_t first = 0; first < weights.size(); first += taps) {
+    const std::int64_t sum =
+        std::transform_reduce(weights.begin() + static_cast<std::ptrdiff_t>(first),
+                              weights.begin() + static_cast<std::ptrdiff_t>(first + taps), std::int64_t{0},
+                              std::plus<>(), magnitude);
+    if (sum * largest_input < 1 << 24) continue;
+    throw RunError(
+        shape.name + ": sums of output channel " + std::to_string(first / taps) +
+        " can reach 2^24, which float32 does not hold exactly; use narrower weights or activations");
+  }
+}
+
+}  // namespace
+
 void Simulation::accumulate(int convolution, std::span<const std::int16_t> weights, const Integers& inputs,
                             const SeeSums& see) {
-  const Convolution shape = shape_of(network_, convolution);
+  const Convolution shape = computed_shape(network_, convolution);
   const auto key = std::make_tuple(shape.input_channels, shape.output_channels, shape.kernel, shape.stride,
                                    shape.input_height);
   auto& runner = runners_.try_emplace(key, shape, chunk_).first->second;
+  require_exact_sums(shape, weights, inputs);
   runner.set_weights(std::vector<float>(weights.begin(), weights.end()));
 
   const std::size_t input_values = input_size(convolution);

@@ -20,8 +20,9 @@ using Integers = std::vector<std::int16_t>;
 Integers bordered_pixels(const NetworkDescription& network, std::span<const std::uint8_t> pixels_nhwc);
 
 /// A quantized network, layer by layer, with its integers laid open. Convolutions run on the integer values
-/// in float32 (ConvolutionRunner), so up to 8 bits, where no sum reaches 2^24, everything is bit for bit the
-/// scalar reference's. At 16 bits the sums are rounded: good for statistics, not for signatures.
+/// in float32 (ConvolutionRunner), so up to 8 bits everything is bit for bit the scalar reference's: a layer
+/// whose sums could reach 2^24 is refused. At 16 bits the sums are rounded: good for statistics, not for
+/// signatures.
 class Simulation {
  public:
   explicit Simulation(const NetworkDescription& network, int chunk = 50);
@@ -29,7 +30,8 @@ class Simulation {
   /// Sums of products, [count][rows][columns][channels], of images first .. first + count - 1.
   using SeeSums = std::function<void(int first, int count, std::span<const float> sums)>;
 
-  /// Accumulators of one convolution for all images of `inputs` (bordered pixels for convolution 0).
+  /// Accumulators of one convolution for all images of `inputs` (bordered pixels for convolution 0). Throws
+  /// RunError where float32 might not hold them.
   void accumulate(int convolution, std::span<const std::int16_t> weights, const Integers& inputs,
                   const SeeSums& see);
 

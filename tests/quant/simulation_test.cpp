@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <string>
 
+#include "graph/network/error.h"
 #include "graph/network/reference_network.h"
 #include "tests/graph/network/random_network.h"
 
@@ -50,6 +52,26 @@ TEST(Simulation, ShowsEveryConvolutionInTheOrderOfExecution) {
   const auto at = [&](int convolution) { return std::find(order.begin(), order.end(), convolution); };
   EXPECT_LT(at(projecting.conv1), at(projecting.projection));
   EXPECT_LT(at(projecting.projection), at(projecting.conv2));
+}
+
+/// 64 channels: 255 * 127 * 576 is more than 2^24, 255 * 113 * 576 is not.
+TEST(Simulation, RefusesSumsThatFloatDoesNotHold) {
+  const NetworkDescription network = describe_network("he", 20, "A");
+  const int last = network.blocks.back().conv2;
+  const Convolution& shape = network.convolutions[static_cast<std::size_t>(last)];
+  const Integers inputs(
+      static_cast<std::size_t>(shape.input_channels * shape.input_height * shape.input_width), 255);
+  std::vector<std::int16_t> weights(static_cast<std::size_t>(shape.weight_count()), 113);
+  Simulation simulation(network);
+  const auto nothing = [](int, int, std::span<const float>) {};
+  simulation.accumulate(last, weights, inputs, nothing);
+  std::fill(weights.end() - 576, weights.end(), std::int16_t{-127});
+  try {
+    simulation.accumulate(last, weights, inputs, nothing);
+    FAIL() << "sums beyond 2^24 were accepted";
+  } catch (const RunError& error) {
+    EXPECT_NE(std::string(error.what()).find(shape.name + ": sums of output channel 63"), std::string::npos);
+  }
 }
 
 }  // namespace
