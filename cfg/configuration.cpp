@@ -242,6 +242,12 @@ void check_configuration(const Configuration& configuration, const std::string& 
     if (configuration.cfg_quant.bits == 16 || configuration.cfg_quant.activation_bits == 16) {
       refuse("trained quantization (cfg_quant.from) has 8, 4 or 2 bits, not 16; quantize without training");
     }
+    const QuantConfiguration& quant = configuration.cfg_quant;
+    if (quant.pair_safe || !quant.fuse || quant.method != "auto") {
+      refuse(
+          "trained quantization (cfg_quant.from) has no pair_safe, fuse or method; leave them out of "
+          "cfg_quant");
+    }
     if (configuration.cfg_train.weight_average > 0) {
       refuse("cfg_train.weight_average does not go with trained quantization (cfg_quant.from); set it to 0");
     }

@@ -83,7 +83,7 @@ struct QuantConfiguration {
 };
 
 /// Everything that a configuration file can say; the defaults are the reference system's where it has the
-/// key. Table of keys, ranges and meanings: cfg/configuration_keys.cpp; for users: cfg/schema.json.
+/// key. Table of keys, ranges and meanings: cfg/keys.cpp; for users: cfg/schema.json.
 struct Configuration {
   CheckpointConfiguration cfg;
   NetworkConfiguration cfg_network;

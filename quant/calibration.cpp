@@ -78,4 +78,17 @@ std::string index_list_sha256(std::span<const std::uint32_t> indices) {
   return sha256_of({reinterpret_cast<const char*>(indices.data()), indices.size_bytes()});
 }
 
+CalibrationImages choose_calibration_images(const Dataset& training, int count, std::uint64_t seed) {
+  const std::vector<std::uint32_t> indices = calibration_indices(training.count(), count, seed);
+  CalibrationImages images;
+  for (const std::uint32_t index : indices) {
+    const auto image = training.image(index);
+    images.pixels.insert(images.pixels.end(), image.begin(), image.end());
+  }
+  images.provenance = {{"calibration_seed", std::to_string(seed)},
+                       {"calibration_count", std::to_string(count)},
+                       {"calibration_sha256", index_list_sha256(indices)}};
+  return images;
+}
+
 }  // namespace nibble

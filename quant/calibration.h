@@ -1,10 +1,12 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "graph/data/cifar10.h"
 #include "graph/network/description.h"
 #include "graph/network/fold.h"
 #include "quant/value_histogram.h"
@@ -45,5 +47,15 @@ std::vector<std::uint32_t> calibration_indices(int available, int count, std::ui
 
 /// SHA-256 (lower-case hex) of the indices as little-endian 32-bit numbers.
 std::string index_list_sha256(std::span<const std::uint32_t> indices);
+
+struct CalibrationImages {
+  std::vector<std::uint8_t> pixels;
+  /// "calibration_seed", "calibration_count" and "calibration_sha256" of the indices, for a checkpoint's
+  /// metadata.
+  std::map<std::string, std::string> provenance;
+};
+
+/// The training images of calibration_indices(). Throws InputError as that does.
+CalibrationImages choose_calibration_images(const Dataset& training, int count, std::uint64_t seed);
 
 }  // namespace nibble

@@ -8,7 +8,7 @@
 namespace nibble {
 namespace {
 
-/// Sums of the integer network in real units, without bias: s_in * s_w * accumulator.
+/// Of the integer network's sums, without bias, in units of s_in * s_w.
 ChannelMoments moments_of(Simulation& simulation, int convolution, const QuantizedLayer& layer,
                           const Integers& inputs) {
   ChannelMoments moments(layer.weight_scale.size());

@@ -19,13 +19,14 @@ struct LearnedSchedule {
   bool augment = true;            ///< images are mirrored and moved by up to 4 pixels, as in training
 };
 
-/// The schedules of a width, chosen on held-out training images.
+/// The schedules of a width, chosen on training images that calibration mostly had not seen
+/// (docs/quantization.md).
 LearnedSchedule block_schedule(const QuantizationOptions& options);
 LearnedSchedule adaptive_schedule(const QuantizationOptions& options);
 LearnedSchedule distillation_schedule(const QuantizationOptions& options);
 
 /// Learns one block after the other: inputs from the quantized network before it, targets from the FP32
-/// network (BRECQ, Li et al. 2021, arXiv:2102.05426).
+/// network (BRECQ, Li et al. 2021, arXiv:2102.05426, without its weighting by the Fisher information).
 QuantizedParameters reconstruct_blocks(const QuantizationTask& task, const QuantizedParameters& start,
                                        Rounding rounding, const LearnedSchedule& schedule);
 

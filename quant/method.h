@@ -29,7 +29,7 @@ struct QuantizationOptions {
   /// the widest. Empty: all blocks alike.
   std::vector<int> block_bits;
   bool pair_safe = false;
-  std::string observer;  ///< empty: the one that suits the width
+  std::string observer;  ///< one of observers()
   std::string method = "nearest";
   std::uint64_t seed = 1;
   int learning_steps = 0;  ///< of each stage of a method that learns; 0: the method's own number

@@ -106,11 +106,6 @@ int held_out(const TensorFile& source) {
   }
 }
 
-struct CalibrationImages {
-  std::vector<std::uint8_t> pixels;
-  std::map<std::string, std::string> provenance;
-};
-
 CalibrationImages calibration_images(const Configuration& configuration, int validation) {
   const QuantConfiguration& quant = configuration.cfg_quant;
   DownloadOptions download;
@@ -118,17 +113,7 @@ CalibrationImages calibration_images(const Configuration& configuration, int val
   const fs::path folder =
       prepare_cifar10(configuration.cfg_CIFAR.root, configuration.cfg_CIFAR.download, download);
   const Dataset training = read_cifar10(folder, Split::train, validation);
-  const std::vector<std::uint32_t> indices =
-      calibration_indices(training.count(), quant.calibration_images, quant.seed);
-  CalibrationImages images;
-  for (const std::uint32_t index : indices) {
-    const auto image = training.image(index);
-    images.pixels.insert(images.pixels.end(), image.begin(), image.end());
-  }
-  images.provenance = {{"calibration_seed", std::to_string(quant.seed)},
-                       {"calibration_count", std::to_string(indices.size())},
-                       {"calibration_sha256", index_list_sha256(indices)}};
-  return images;
+  return choose_calibration_images(training, quant.calibration_images, quant.seed);
 }
 
 void print_quality(const Quality& quality) {

@@ -11,9 +11,9 @@
 namespace nibble {
 
 /// Covariance of what the taps of a convolution read, [taps][taps], over pixels of all images that are spread
-/// evenly, 65,536 at most. Taps in the order of the weights, zeros outside of the map. `inputs`: integers of
-/// at most 8 bits, [image][row][column][channel]; their products are summed exactly, so that the number of
-/// threads does not matter.
+/// evenly, 65,536 or up to twice as many. Taps in the order of the weights, zeros outside of the map.
+/// `inputs`: integers of at most 8 bits, [image][row][column][channel]; their products are summed exactly, so
+/// that the number of threads does not matter.
 std::vector<double> tap_covariance(const Convolution& shape, const Integers& inputs);
 
 /// Mean square of what rounding adds to a channel's output: error^T covariance error, where

@@ -166,6 +166,15 @@ bool is_trained(const TensorFile& file) {
   return entry(file, "format") == kTrainedFormat;
 }
 
+std::map<std::string, std::string> trained_provenance(const TensorFile& file) {
+  std::map<std::string, std::string> provenance;
+  for (const char* key :
+       {"from", "from_sha256", "observer", "calibration_seed", "calibration_count", "calibration_sha256"}) {
+    if (!entry(file, key).empty()) provenance[key] = entry(file, key);
+  }
+  return provenance;
+}
+
 QuantizedNetwork export_trained(const TensorFile& file) {
   const NetworkDescription network = stored_network(file, kTrainedFormat);
   QuantizedNetwork result{
@@ -173,10 +182,7 @@ QuantizedNetwork export_trained(const TensorFile& file) {
   auto& provenance = result.parameters.provenance;
   provenance["source"] = file.file.filename().string();
   provenance["source_sha256"] = sha256_of_file(file.file);
-  for (const char* key :
-       {"from", "from_sha256", "observer", "calibration_seed", "calibration_count", "calibration_sha256"}) {
-    if (!entry(file, key).empty()) provenance[key] = entry(file, key);
-  }
+  provenance.merge(trained_provenance(file));
   return result;
 }
 

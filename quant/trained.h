@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <span>
 #include <string>
 
@@ -23,6 +24,10 @@ LearnedScales initial_scales(const NetworkDescription& network, const FloatParam
 /// goes into the layers' scales and biases, a negative one into the integers' signs.
 QuantizedParameters integer_parameters(const NetworkDescription& network, const FloatParameters& parameters,
                                        const LearnedScales& scales);
+
+/// Where a trained quantization began: file, calibration images and observer, as its state keeps them and its
+/// integer file gets them.
+std::map<std::string, std::string> trained_provenance(const TensorFile& file);
 
 /// Whether a file is the P of a trained quantization.
 bool is_trained(const TensorFile& file);

@@ -15,8 +15,6 @@ namespace nibble {
 namespace {
 
 constexpr const char* kFloatFormat = "nibble-float-1";
-constexpr const char* kProvenanceKeys[] = {
-    "from", "from_sha256", "observer", "calibration_seed", "calibration_count", "calibration_sha256"};
 
 std::vector<OptimizedTensor> optimized_tensors(FloatTraining& network,
                                                const TrainConfiguration& configuration) {
@@ -99,10 +97,7 @@ void Learner::start_quantized(const Configuration& configuration, const Dataset&
     network_ = std::move(made);
   };
   if (state != nullptr) {
-    for (const char* key : kProvenanceKeys) {
-      const auto found = state->metadata.find(key);
-      if (found != state->metadata.end()) provenance_[key] = found->second;
-    }
+    provenance_ = trained_provenance(*state);
     make(stored_scales(description_, *state));
     return;
   }
@@ -113,22 +108,14 @@ void Learner::start_quantized(const Configuration& configuration, const Dataset&
                      " (cfg_quant.from) is of another network than the configuration's; choose one of this");
   }
   const FloatParameters parameters = stored_parameters(description_, file);
-  const std::vector<std::uint32_t> indices =
-      calibration_indices(training.count(), quant.calibration_images, quant.seed);
-  std::vector<std::uint8_t> pixels;
-  for (const std::uint32_t each : indices) {
-    const auto image = training.image(each);
-    pixels.insert(pixels.end(), image.begin(), image.end());
-  }
+  const CalibrationImages images = choose_calibration_images(training, quant.calibration_images, quant.seed);
   const int activation_bits = quant.activation_bits == 0 ? quant.bits : quant.activation_bits;
-  make(initial_scales(description_, parameters, pixels, quant.bits, activation_bits, quant.observer));
+  make(initial_scales(description_, parameters, images.pixels, quant.bits, activation_bits, quant.observer));
   network_->set_parameters(parameters);
-  provenance_ = {{"from", chosen.file.filename().string()},
-                 {"from_sha256", sha256_of_file(chosen.file)},
-                 {"observer", quant.observer == "auto" ? "mse" : quant.observer},
-                 {"calibration_seed", std::to_string(quant.seed)},
-                 {"calibration_count", std::to_string(indices.size())},
-                 {"calibration_sha256", index_list_sha256(indices)}};
+  provenance_ = images.provenance;
+  provenance_["from"] = chosen.file.filename().string();
+  provenance_["from_sha256"] = sha256_of_file(chosen.file);
+  provenance_["observer"] = quant.observer == "auto" ? "mse" : quant.observer;
 }
 
 LossResult Learner::step(const Batch& batch, double learning_rate) {

@@ -27,6 +27,10 @@ Configuration configuration_of(const TrainOptions& options) {
   if (options.epochs) configuration.cfg_train.n_epoches = *options.epochs;
   if (options.precision) configuration.cfg_train.precision = *options.precision;
   if (options.checkpoint_path) configuration.cfg.checkpoint_path = *options.checkpoint_path;
+  if (!options.evaluate) {  // P.safetensors is P here, whose P.best may count
+    configuration.cfg.checkpoint_path =
+        CheckpointPaths(configuration.cfg.checkpoint_path).last.replace_extension().string();
+  }
   check_configuration(configuration, "the command line");
   return configuration;
 }
@@ -50,13 +54,20 @@ int evaluate_quantized(const Configuration& configuration, const fs::path& file,
   return 0;
 }
 
-/// Writes the integer network of a finished trained quantization and evaluates what was written.
+/// Whether `output` was made from the checkpoint that `quantized` is of.
+bool is_exported(const QuantizedNetwork& quantized, const fs::path& output) {
+  return fs::exists(output) && read_quantized(output).parameters.provenance["source_sha256"] ==
+                                   quantized.parameters.provenance.at("source_sha256");
+}
+
+/// Writes the integer network of a finished trained quantization, unless it is there, and evaluates what was
+/// written.
 int export_checkpoint(const Configuration& configuration) {
   const ChosenCheckpoint chosen = choose_checkpoint(configuration.cfg.checkpoint_path);
   const QuantizedNetwork quantized = export_trained(read_tensor_file(chosen.file));
   const fs::path output = integer_file(configuration.cfg.checkpoint_path, quantized.parameters.weight_bits,
                                        quantized.parameters.activation_bits);
-  write_quantized(output, quantized);
+  if (!is_exported(quantized, output)) write_quantized(output, quantized);
   return evaluate_quantized(configuration, output, read_quantized(output));
 }
 
@@ -126,7 +137,9 @@ int train_program(const TrainOptions& options) {
     fmt::print(stderr,
                "train: {} is finished, so it is evaluated (--no-resume moves it away and trains anew)\n",
                CheckpointPaths(configuration.cfg.checkpoint_path).last.string());
-    return evaluate_checkpoint(configuration);
+    // A run that ended between its last save and its export is made up for.
+    return configuration.trains_quantized() ? export_checkpoint(configuration)
+                                            : evaluate_checkpoint(configuration);
   }
 
   TrainingFiles files(configuration, !options.no_resume);

@@ -101,12 +101,14 @@ class TrainingRun {
     learner_.restore(state);
     say(fmt::format("going on with {} after epoch {}, step {} of {}", paths_.last.string(), position_.epoch,
                     position_.step, steps_));
-    const auto threads = state.metadata.find("threads");
-    if (threads != state.metadata.end() && threads->second != std::to_string(omp_get_max_threads())) {
-      say(fmt::format(
-          "the checkpoint was trained with {} threads, now there are {}: the last bits will differ",
-          threads->second, omp_get_max_threads()));
-    }
+    const auto warn_if_changed = [&](const char* key, const std::string& now) {
+      const auto stored = state.metadata.find(key);
+      if (stored == state.metadata.end() || stored->second == now) return;
+      say(fmt::format("{} of the training: {} so far, {} now; the last bits may differ", key, stored->second,
+                      now));
+    };
+    warn_if_changed("threads", std::to_string(omp_get_max_threads()));
+    warn_if_changed("version", version_and_commit);
   }
 
   void write_header(bool resumed) {
@@ -335,11 +337,10 @@ TrainingFiles::TrainingFiles(const Configuration& configuration, bool resume)
                       paths_.last.string(), join(keys)));
     }
     state_ = std::move(file);
-  } else if (configuration.cfg_train.validation > 0 && fs::exists(paths_.best)) {
-    // A new training is going to write its own; the one from before is kept under another name.
+  } else if (fs::exists(paths_.log) || (configuration.cfg_train.validation > 0 && fs::exists(paths_.best))) {
+    // A new training is going to write its own; what there is from before is kept under another name.
     if (const std::optional<std::string> old = move_to_old(paths_)) {
-      say(fmt::format("{} is of an older training and is now {}.best.safetensors", paths_.best.string(),
-                      *old));
+      say(fmt::format("what an older training left beside {} is now {}.*", paths_.last.string(), *old));
     }
   }
   if (configuration.cfg_train.validation == 0 && fs::exists(paths_.best)) {

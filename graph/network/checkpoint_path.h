@@ -17,9 +17,10 @@ struct CheckpointPaths {
   std::filesystem::path lock;          ///< P.lock, there while a training runs
 };
 
-/// The FP32 checkpoint that `checkpoint_path` stands for: the file itself if it names one, else P.best if P's
-/// metadata says validation > 0, else P. `ignored_best` is P.best where there is one that is not taken: left
-/// from an older training. Throws InputError when there is none.
+/// The FP32 checkpoint that `checkpoint_path` stands for: the file itself if it names one (P.safetensors is
+/// the last epoch then, whatever its metadata say), else P.best if P's metadata says validation > 0, else P.
+/// `ignored_best` is P.best where there is one that is not taken: left from an older training. Throws
+/// InputError when there is none.
 struct ChosenCheckpoint {
   std::filesystem::path file;
   std::filesystem::path ignored_best;

@@ -178,6 +178,9 @@ TEST(Configuration, RefusesWithFileKeyAndWhatWasFound) {
       {"// nothing\n/* here */",
        "my.json holds nothing but comments; a configuration is a JSON object, at least {}"},
       {"[]", "my.json holds a JSON array; a configuration is a JSON object"},
+      {R"({"cfg_quant": {"bits": 8, "from": "a", "pair_safe": true}})",
+       "my.json: trained quantization (cfg_quant.from) has no pair_safe, fuse or method; leave them out of "
+       "cfg_quant"},
       {"null", "my.json holds a JSON null; a configuration is a JSON object"},
   };
   for (const Refused& refused : cases) EXPECT_EQ(refusal(refused.text), refused.message) << refused.text;

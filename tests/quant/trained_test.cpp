@@ -97,8 +97,10 @@ TEST(Trained, IntegersGiveTrainingsLogits) {
   }
 }
 
-/// The file, the kernels, the scalar reference and fake quantization agree bit for bit.
-TEST(Trained, FileHasTheSignatureOfTraining) {
+/// The exported file, the kernels, the scalar reference and the simulation on floats agree bit for bit.
+/// Training evaluates the integers of this export; that its own forward pass is near them,
+/// IntegersGiveTrainingsLogits tells.
+TEST(Trained, ExportedFileHasOneSignature) {
   const TemporaryFolder folder;
   for (const Case& c : {Case{"resnet_344", 0, "", 2, 2}, Case{"resnet_344", 0, "", 2, 4},
                         Case{"resnet_344", 0, "", 4, 4}, Case{"resnet_344", 0, "", 8, 8}}) {
