@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <csignal>
 #include <cstring>
 
 #include "graph/network/error.h"
@@ -62,6 +63,7 @@ Child::Child(const std::vector<std::string>& arguments,
   const int error = posix_spawn(&process_, "/proc/self/exe", &actions, nullptr, pointers(words).data(),
                                 pointers(variables).data());
   posix_spawn_file_actions_destroy(&actions);
+  std::signal(SIGPIPE, SIG_IGN);  // send() reports a child that has ended
   close(in[0]);
   close(out[1]);
   to_ = fdopen(in[1], "w");

@@ -13,8 +13,8 @@ std::string cell(const std::string& text) {
   return quoted + "\"";
 }
 
-/// Nested values become columns of their own: "seconds.mean", "top1_ci95.0". Lists of unknown length
-/// (runs, layers) and provenance stay JSON in one cell; what was not measured is an empty cell.
+/// Nested values become columns of their own: "seconds_mean", "top1_ci95_low". The runs are a list in one
+/// cell; layers, right images and provenance are left to JSON. What was not measured is an empty cell.
 struct FlatColumn {
   const char* title;
   const char* key;

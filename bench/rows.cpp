@@ -164,16 +164,21 @@ class Folder {
   std::string name(const Candidate& candidate, const RowKind& kind) const {
     std::string text = kind.name + candidate.remainder;
     std::replace(text.begin(), text.end(), '_', ' ');
+    if (!is_here(candidate))
+      return text + " (" + (candidate.file.parent_path() / candidate.base).string() + ")";
     return candidate.base == own_base_ ? text : text + " (" + candidate.base + ")";
   }
 
-  /// The FP32 file that `candidate` was made from; P's own where its base has none.
+  bool is_here(const Candidate& candidate) const { return candidate.file.parent_path() == folder_; }
+
+  /// The FP32 file that `candidate` was made from, beside it; P's own where its base has none.
   fs::path reference(const Candidate& candidate) const {
     fs::path found;
     for (const Candidate& other : candidates_) {
       if (row_kinds()[other.kinds.front()].format != std::string(kFloatFormat)) continue;
-      if (other.base == candidate.base) return other.file;
-      if (other.base == own_base_) found = other.file;
+      const bool beside = other.file.parent_path() == candidate.file.parent_path();
+      if (beside && other.base == candidate.base) return other.file;
+      if (is_here(other) && other.base == own_base_) found = other.file;
     }
     return found;
   }
@@ -187,6 +192,20 @@ class Folder {
 bool same_file(const fs::path& a, const fs::path& b) {
   std::error_code error;
   return fs::equivalent(a, b, error);
+}
+
+/// The file that an entry of --models names, with or without its extension. An entry with a folder is a path
+/// and nothing else: InputError when there is no such file.
+std::optional<fs::path> file_named(const std::string& model) {
+  std::error_code error;
+  for (const std::string& name : {model, model + kExtension}) {
+    if (fs::is_regular_file(name, error)) return name;
+  }
+  if (fs::path(model).has_parent_path()) {
+    throw InputError("there is no file " + model +
+                     "; name a checkpoint of train or quant, or a row of the table");
+  }
+  return std::nullopt;
 }
 
 }  // namespace
@@ -209,14 +228,15 @@ const std::vector<RowKind>& row_kinds() {
 
 RowSelection select_rows(const std::string& checkpoint_path, const std::vector<std::string>& models) {
   Folder folder(checkpoint_path);
+  std::map<std::string, fs::path> paths;  // of the models that are files
   for (const std::string& model : models) {
-    std::error_code error;
-    const fs::path path(model);
-    if (!fs::is_regular_file(path, error)) continue;
+    const std::optional<fs::path> path = file_named(model);
+    if (!path) continue;
+    paths[model] = *path;
     const std::vector<RowRequest> known = folder.rows();
     const bool listed = std::any_of(known.begin(), known.end(),
-                                    [&](const RowRequest& row) { return same_file(row.file, path); });
-    if (!listed) folder.add(path, true);
+                                    [&](const RowRequest& row) { return same_file(row.file, *path); });
+    if (!listed) folder.add(*path, true);
   }
 
   const std::vector<RowRequest> rows = folder.rows();
@@ -236,8 +256,10 @@ RowSelection select_rows(const std::string& checkpoint_path, const std::vector<s
     bool found = false;
     for (std::size_t i = 0; i < rows.size(); ++i) {
       const RowRequest& row = rows[i];
-      const bool matches = lower(row.name) == lower(model) || stem_of(row.file) == stem_of(model) ||
-                           same_file(row.file, model);
+      const auto path = paths.find(model);
+      const bool matches = path != paths.end()
+                               ? same_file(row.file, path->second)
+                               : lower(row.name) == lower(model) || stem_of(row.file) == stem_of(model);
       found = found || matches;
       if (!matches || taken[i]) continue;
       taken[i] = true;

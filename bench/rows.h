@@ -49,8 +49,9 @@ struct RowSelection {
 /// P's folder by name.
 ///
 /// `models` keeps those whose name ("int4", every case), file name without .safetensors ("64_200_int4") or
-/// path is listed, in that order; a path outside P's folder is taken too. Throws InputError when nothing
-/// is there to be measured, or naming the nearest name when an entry matches nothing.
+/// path is listed, in that order; a path outside P's folder is taken too, and stands for that file alone.
+/// Throws InputError when nothing is there to be measured, a path has no file, or naming the nearest name
+/// when an entry matches nothing.
 RowSelection select_rows(const std::string& checkpoint_path, const std::vector<std::string>& models);
 
 }  // namespace nibble

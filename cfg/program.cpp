@@ -9,6 +9,7 @@
 
 #include "cfg/nearest.h"
 #include "graph/network/error.h"
+#include "graph/network/instruction_set.h"
 #include "nibble_version.h"
 
 namespace nibble {
@@ -67,6 +68,7 @@ int run_program(int argc, char** argv, const char* name, const char* description
   if (app.remaining_size() > 0) return report(name, explain_extra(app, app.remaining().front()), kWrongInput);
   try {
     if (threads > 0) omp_set_num_threads(threads);
+    effective_instruction_set();  // a wrong NIBBLE_MAX_ISA is refused now and not after minutes of work
     const int code = work();
     std::cout.flush();
     if (!std::cout) return report(name, "cannot write to the standard output", kFailed);

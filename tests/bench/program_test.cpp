@@ -263,6 +263,10 @@ TEST_F(BenchProgram, HasHelpAndVersion) {
   }
 }
 
+TEST_F(BenchProgram, KernelBenchRefusesAFilterThatMatchesNothing) {
+  EXPECT_EQ(run(NIBBLE_KERNEL_BENCH, "--benchmark_filter=conv/int3").code, 2);
+}
+
 TEST_F(BenchProgram, KernelBenchNamesKernelLayerAndBatch) {
   const Outcome outcome = run(
       NIBBLE_KERNEL_BENCH,

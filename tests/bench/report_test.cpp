@@ -178,6 +178,16 @@ TEST(CsvReport, HasOneLineARowAndQuotesWhatNeedsIt) {
             std::count(lines[0].begin(), lines[0].end(), ','));
 }
 
+TEST(CsvReport, HasEveryKeyOfARowButTheLongOnes) {
+  const std::string text = format_report(sample_report(), "csv");
+  const std::string header = "," + text.substr(0, text.find("\r\n")) + ",";
+  for (const auto& [key, value] : to_json(ReportRow{}).items()) {
+    if (key == "layers" || key == "correct_images" || key == "measured") continue;
+    const std::string stem = key == "latency_seconds" ? "latency" : key;
+    EXPECT_THAT(header, testing::AnyOf(HasSubstr("," + stem + ","), HasSubstr("," + stem + "_")));
+  }
+}
+
 TEST(HtmlReport, StandsAloneAndEscapes) {
   Report report = sample_report();
   report.rows[0].name = "a<b>&\"c\"";

@@ -120,7 +120,26 @@ TEST_F(RowsTest, ModelsMayLieElsewhere) {
   write_float("p");
   std::filesystem::create_directory(folder_ / "elsewhere");
   write_bits("elsewhere/mine", 4);
-  EXPECT_THAT(names({(folder_ / "elsewhere/mine.safetensors").string()}), ElementsAre("int4 (mine)"));
+  const std::filesystem::path mine = folder_ / "elsewhere/mine";
+  EXPECT_THAT(names({mine.string() + ".safetensors"}), ElementsAre("int4 (" + mine.string() + ")"));
+  EXPECT_EQ(selection_.rows[0].reference, folder_ / "p.safetensors");
+}
+
+TEST_F(RowsTest, APathIsNoOtherFileOfItsName) {
+  write_float("p");
+  write_bits("p_int4", 4);
+  const std::filesystem::path other = folder_ / "elsewhere/p";
+  const std::string file = other.string() + "_int4.safetensors";
+  std::filesystem::create_directory(folder_ / "elsewhere");
+  EXPECT_THAT(refusal({file}), HasSubstr("there is no file " + file));
+  write_bits("elsewhere/p_int4", 4);
+  write_float("elsewhere/p");
+  EXPECT_THAT(names({file, other.string()}),
+              ElementsAre("int4 (" + other.string() + ")", "FP32 (" + other.string() + ")",
+                          "BF16 (" + other.string() + ")"));
+  EXPECT_EQ(selection_.rows[0].file, file);
+  EXPECT_EQ(selection_.rows[0].reference, other.string() + ".safetensors");
+  EXPECT_EQ(names({"int4"}).size(), 1U);
   EXPECT_EQ(selection_.rows[0].reference, folder_ / "p.safetensors");
 }
 

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "bench/child.h"
 #include "graph/network/error.h"
 
 namespace nibble {
@@ -44,6 +45,13 @@ TEST(SweepSteps, GoUpward) {
   EXPECT_EQ(steps.size(), detected_instruction_set() == InstructionSet::reference
                               ? 1U
                               : static_cast<std::size_t>(detected_instruction_set()));
+}
+
+TEST(Child, ThatHasEndedIsAnErrorOfItsParent) {
+  Child child({"--gtest_list_tests"}, {});  // this program again
+  EXPECT_NE(child.receive_all(), "");
+  EXPECT_EQ(child.wait(), 0);
+  EXPECT_THROW(child.send("round"), RunError);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <omp.h>
 
+#include <cstdlib>
 #include <iostream>
 #include <string>
 #include <vector>
@@ -62,6 +63,19 @@ TEST(Program, RunsItsWork) {
   EXPECT_EQ(result.code, 0);
   EXPECT_EQ(result.output, "result\n");
   EXPECT_EQ(result.messages, "");
+}
+
+TEST(Program, RefusesAnUnknownInstructionSetBeforeItsWork) {
+  setenv("NIBBLE_MAX_ISA", "avx3", 1);
+  bool worked = false;
+  const Result result = run({}, [&] {
+    worked = true;
+    return 0;
+  });
+  unsetenv("NIBBLE_MAX_ISA");
+  EXPECT_EQ(result.code, 2);
+  EXPECT_THAT(result.messages, StartsWith("sample: NIBBLE_MAX_ISA: "));
+  EXPECT_FALSE(worked);
 }
 
 TEST(Program, PrintsVersionAndHelpOnTheStandardOutput) {
