@@ -3,8 +3,8 @@
 
 namespace nibble {
 
-// The registry's AVX-512 rows but AMX, which nothing emulates, are the emulated ones here: this program's own objects of
-// before the archive's.
+// The registry's AVX-512 rows are the emulated ones here: this program's own objects of those files come
+// before the archive's. Nothing emulates AMX.
 std::vector<ConvolutionKernel> tested_kernels() {
   std::vector<ConvolutionKernel> kernels;
   for (const ConvolutionKernel& kernel : convolution_kernels()) {
