@@ -11,6 +11,7 @@ and a plain nn.Sequential (0.weight, 1.weight, 3.f.0.weight, 6.c.0.weight, 16.we
 import argparse
 import json
 import os
+import pathlib
 import re
 import struct
 import sys
@@ -229,6 +230,7 @@ def main():
             os.fsync(file.fileno())
         os.replace(temporary, options.target)
     except OSError as error:
+        pathlib.Path(temporary).unlink(missing_ok=True)
         sys.exit(f"from_pytorch.py: {options.target} cannot be written ({error.strerror})")
     print(f"{options.target}: {metadata['variant']}, {metadata['depth']} layers, shortcut {metadata['shortcut']}")
 

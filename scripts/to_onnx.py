@@ -12,9 +12,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import pathlib
 import sys
 
-import numpy as np
+try:
+    import numpy as np
+except ImportError:
+    sys.exit(print("to_onnx.py: the Python package numpy is needed: run scripts/peers/setup, or pip install numpy",
+                   file=sys.stderr) or 2)
 
 import checkpoints
 from checkpoints import BORDER, DEVIATION, MEAN, Network, WrongInput
@@ -162,7 +167,7 @@ def quantized_weight(graph: Graph, layer: checkpoints.QuantizedLayer, name: str)
 
 
 def quantized_model(source: checkpoints.QuantizedNetwork) -> "onnx.ModelProto":
-    """numbers.h's network: between two layers stand the integers that our kernels have there.
+    """The integer network of docs/formats.md: between two layers stand the integers that our kernels have there.
 
     The border of the image is 124, 116, 104, so the pixels are taken minus that and padded with zeros.
     """
@@ -205,7 +210,8 @@ def quantized_model(source: checkpoints.QuantizedNetwork) -> "onnx.ModelProto":
     pooled = features(graph, graph.dequantized(integers, scale))
     logits = graph.node("Gemm", [pooled, quantized_weight(graph, linear, "linear"),
                                  graph.constant(linear.bias, "bias")], "linear", transB=1)
-    return graph.model(logits, source.weight_bits, f"int{source.weight_bits}")
+    widths = sorted({layer.bits for layer in layers[1:-1]})
+    return graph.model(logits, widths[0], f"int{widths[0]}" if len(widths) == 1 else "mixed")
 
 
 def convert(path: os.PathLike | str) -> "onnx.ModelProto":
@@ -225,11 +231,15 @@ def convert(path: os.PathLike | str) -> "onnx.ModelProto":
 
 def write(path: str, data: bytes) -> None:
     temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        pathlib.Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def main() -> int:

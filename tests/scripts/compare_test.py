@@ -103,14 +103,16 @@ class Compare(unittest.TestCase):
         self.assertIsNone(module.ratio(ours, unfinished, False))
         self.assertIsNone(module.ratio(ours, unfinished, True))
 
-    def runs_compared(self, factor=1.0, rounds=3):
-        """compare_runs on ten rows, and on the same whose times are `factor` times as long."""
+    def runs_compared(self, factor=1.0, rounds=3, changed=10):
+        """compare_runs on ten rows, and on the same; `changed` of them are `factor` times as long."""
         files = []
         for number, scale in enumerate((1.0, factor)):
-            times = [scale * second for second in (1.00, 1.02, 0.99)[:rounds]]
             unable = {"name": "BF16", "seconds": None, "latency_seconds": None}
-            rows = [{"name": f"int{bits}", "seconds": {"runs": times}, "seconds_without_loader": {"runs": times},
-                     "latency_seconds": {"means": times}} for bits in range(10)]
+            rows = []
+            for bits in range(10):
+                times = [(scale if bits < changed else 1.0) * second for second in (1.00, 1.02, 0.99)[:rounds]]
+                rows.append({"name": f"int{bits}", "seconds": {"runs": times},
+                             "seconds_without_loader": {"runs": times}, "latency_seconds": {"means": times}})
             ratio = {"what": "int2 against the best int8", "ratio": 2.0, "least": 2.0}
             files.append(pathlib.Path(self.folder.name, f"{number}.json"))
             files[-1].write_text(json.dumps({"ours": [*rows[:5], unable], "rows": rows[5:], "ratios": [ratio]}))
@@ -118,11 +120,15 @@ class Compare(unittest.TestCase):
                               check=False, timeout=60)
 
     def test_runs_compared(self):
-        same, near, far = self.runs_compared(), self.runs_compared(1.02), self.runs_compared(1.1)
+        same, near, far = self.runs_compared(), self.runs_compared(1.02), self.runs_compared(1.1, changed=4)
         self.assertEqual((same.returncode, near.returncode, far.returncode), (0, 0, 1))
+        slower = self.runs_compared(1.5)
+        self.assertEqual(slower.returncode, 0)
+        self.assertIn("30 of 30 comparisons are outside", slower.stdout)
+        self.assertIn("factor 1.50, by which the second run's times are longer in the median, 0 are", slower.stdout)
         self.assertIn("0 of 30 comparisons", near.stdout)
-        self.assertIn("| ours int3 | latency | 1,003.333 ± 37.949 | 1,023.400 ± 38.708 | +2.0 % | yes |", near.stdout)
-        self.assertIn("30 of 30 comparisons are outside", far.stdout)
+        self.assertIn("| ours int3 | latency | 1,003.333 ± 37.949 | 1,023.400 ± 38.708 | +2.0 % | yes | yes |", near.stdout)
+        self.assertIn("12 of 30 comparisons are outside", far.stdout)
         short = self.runs_compared(rounds=2)
         self.assertEqual((short.returncode, short.stdout), (2, ""))
         self.assertIn("share no row with 3 rounds", short.stderr)
