@@ -9,6 +9,7 @@
 #include "graph/data/download.h"
 #include "graph/network/checkpoint_path.h"
 #include "graph/network/error.h"
+#include "graph/onednn/learned_scales.h"
 #include "graph/optimize/denormals.h"
 #include "quant/trained.h"
 #include "train/evaluate.h"
@@ -101,7 +102,8 @@ std::string text_of(const NetworkDescription& network) {
 /// Who asks for the training of one network must not get the accuracy of another.
 void require_same_network(const Configuration& configuration) {
   const TensorFile file = read_tensor_file(CheckpointPaths(configuration.cfg.checkpoint_path).last);
-  const NetworkDescription stored = stored_network(file);
+  const NetworkDescription stored =
+      is_trained(file) ? stored_network(file, kTrainedFormat) : stored_network(file);
   const NetworkConfiguration& asked = configuration.cfg_network;
   const NetworkDescription network = describe_network(asked.variant, asked.depth, asked.shortcut);
   if (stored == network) return;

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <omp.h>
 
+#include <cstdlib>
 #include <fstream>
 #include <functional>
 #include <set>
@@ -16,6 +17,7 @@
 #include "tests/temporary_folder.h"
 #include "tests/train/generated_data.h"
 #include "train/initialize.h"
+#include "train/program.h"
 
 namespace nibble {
 namespace {
@@ -168,6 +170,33 @@ TEST_F(Training, QuantizedGoesOnWithTheSameBitsAndIsItsIntegers) {
   const nlohmann::json epoch = epochs_of(straight).back();
   EXPECT_DOUBLE_EQ(epoch.at("test_loss"), loss.loss);
   EXPECT_EQ(epoch.at("test_top1"), loss.correct / 10.0);
+}
+
+/// As after a kill between the last save and the export: the program is started again and makes up for it.
+/// Then it wants to evaluate, for which there is no data here.
+TEST_F(Training, AMissingIntegerFileIsExportedByTheNextStart) {
+  Configuration start = configuration(kEverything, "float");
+  start.cfg_train.n_epoches = 1;
+  ASSERT_EQ(train(start), TrainingEnd::finished);
+  Configuration quantized = configuration(kQuantized, "quantized");
+  quantized.cfg_quant.from = start.cfg.checkpoint_path;
+  quantized.cfg_train.distillation.teacher = CheckpointPaths(start.cfg.checkpoint_path).last;
+  ASSERT_EQ(train(quantized), TrainingEnd::finished);
+
+  const fs::path integers = integer_file(quantized.cfg.checkpoint_path, 2, 4);
+  EXPECT_FALSE(fs::exists(integers));
+  TrainOptions options;
+  options.configuration = (folder_ / "quantized.json").string();
+  std::ofstream(options.configuration) << to_json(quantized);
+  const char* root = std::getenv("CIFAR10_ROOT");
+  const std::string old_root = root == nullptr ? "" : root;
+  setenv("CIFAR10_ROOT", (folder_ / "nothing").c_str(), 1);
+  EXPECT_THROW(train_program(options), std::runtime_error);
+  EXPECT_EQ(read_quantized(integers).parameters.provenance.at("source"), "quantized.safetensors");
+  const auto written = fs::last_write_time(integers);
+  EXPECT_THROW(train_program(options), std::runtime_error);
+  EXPECT_EQ(fs::last_write_time(integers), written);
+  root == nullptr ? unsetenv("CIFAR10_ROOT") : setenv("CIFAR10_ROOT", old_root.c_str(), 1);
 }
 
 TEST_F(Training, QuantizedFromAnotherNetworkIsRefused) {
