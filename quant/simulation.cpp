@@ -15,11 +15,6 @@
 namespace nibble {
 namespace {
 
-Convolution computed_shape(const NetworkDescription& network, int number) {
-  const Convolution& convolution = network.convolutions[static_cast<std::size_t>(number)];
-  return number == 0 ? with_border(convolution) : convolution;
-}
-
 struct MapRequantization {
   std::span<const float> scale;
   std::span<const float> offset;

@@ -31,4 +31,10 @@ Shape with_border(Shape shape) {
   return shape;
 }
 
+/// Convolution `number` as an integer network computes it.
+inline Convolution computed_shape(const NetworkDescription& network, int number) {
+  const Convolution& convolution = network.convolutions[static_cast<std::size_t>(number)];
+  return number == 0 ? with_border(convolution) : convolution;
+}
+
 }  // namespace nibble

@@ -73,11 +73,6 @@ struct Layer {
   std::unique_ptr<OwnConvolution> own;  // instead of the variants where oneDNN would saturate
 };
 
-Convolution computed_shape(const NetworkDescription& network, std::size_t number) {
-  const Convolution& convolution = network.convolutions[number];
-  return number == 0 ? with_border(convolution) : convolution;
-}
-
 /// Without VNNI oneDNN's vpmaddubsw adds the products of input channels 2 i and 2 i + 1 of a tap in 16 bits.
 bool pairs_are_proved(const QuantizedLayer& layer, const Convolution& shape) {
   const auto channels = index(shape.input_channels);
@@ -227,7 +222,7 @@ void Int8Network::Implementation::make_layer(std::size_t number, const LayerFact
                                              UnprovedLayers unproved) {
   const QuantizedLayer& quantized = quantized_.parameters.convolutions[number];
   Layer& layer = layers_.emplace_back();
-  layer.shape = computed_shape(quantized_.network, number);
+  layer.shape = computed_shape(quantized_.network, static_cast<int>(number));
   layer.step = times.add(layer.shape.name,
                          static_cast<double>(quantized_.network.convolutions[number].multiply_accumulates()));
   layer.quantized = &quantized;

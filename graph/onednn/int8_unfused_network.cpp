@@ -137,8 +137,7 @@ void Int8UnfusedNetwork::Implementation::convolution(Program& program, int numbe
                                                      Buffer from, Buffer to) {
   using namespace dnnl;
   const bool first = number == 0;
-  const Convolution& described = network_.convolutions[index(number)];
-  const Convolution shape = first ? with_border(described) : described;
+  const Convolution shape = computed_shape(network_, number);
   const UnfusedConvolution& values = unfused_.parameters.convolutions[index(number)];
   const OnednnConvolution geometry(shape, program.images, first ? Type::u8 : Type::s8);
   const memory::desc destination = map(program, shape);
