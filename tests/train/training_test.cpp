@@ -61,6 +61,21 @@ class Training : public testing::Test {
     return result;
   }
 
+  /// Of the float network that a quantized one starts from.
+  Configuration one_epoch(const char* text) {
+    Configuration result = configuration(text, "float");
+    result.cfg_train.n_epoches = 1;
+    return result;
+  }
+
+  /// Goes on from `start`, which is its teacher too.
+  Configuration quantized_from(const Configuration& start, const std::string& name) {
+    Configuration result = configuration(kQuantized, name);
+    result.cfg_quant.from = start.cfg.checkpoint_path;
+    result.cfg_train.distillation.teacher = CheckpointPaths(start.cfg.checkpoint_path).last;
+    return result;
+  }
+
   TrainingEnd train(
       const Configuration& how, const std::function<bool()>& stop = [] { return false; }) {
     TrainingFiles files(how, true);
@@ -140,19 +155,12 @@ TEST_F(Training, StoppedAnywhereGoesOnWithTheSameBits) {
 /// Scales and their momentum are part of the state; what a log and a file say of a quantized network is of
 /// its integers.
 TEST_F(Training, QuantizedGoesOnWithTheSameBitsAndIsItsIntegers) {
-  Configuration start = configuration(kEverything, "float");
-  start.cfg_train.n_epoches = 1;
+  const Configuration start = one_epoch(kEverything);
   ASSERT_EQ(train(start), TrainingEnd::finished);
-  const auto quantized = [&](const std::string& name) {
-    Configuration result = configuration(kQuantized, name);
-    result.cfg_quant.from = start.cfg.checkpoint_path;
-    result.cfg_train.distillation.teacher = CheckpointPaths(start.cfg.checkpoint_path).last;
-    return result;
-  };
-  const Configuration straight = quantized("straight");
+  const Configuration straight = quantized_from(start, "straight");
   ASSERT_EQ(train(straight), TrainingEnd::finished);
   for (const int steps : {1, 4}) {
-    const Configuration stopped = quantized("stopped" + std::to_string(steps));
+    const Configuration stopped = quantized_from(start, "stopped" + std::to_string(steps));
     int done = 0;
     ASSERT_EQ(train(stopped, [&] { return ++done == steps; }), TrainingEnd::interrupted);
     ASSERT_EQ(train(stopped), TrainingEnd::finished);
@@ -175,12 +183,9 @@ TEST_F(Training, QuantizedGoesOnWithTheSameBitsAndIsItsIntegers) {
 /// As after a kill between the last save and the export: the program is started again and makes up for it.
 /// Then it wants to evaluate, for which there is no data here.
 TEST_F(Training, AMissingIntegerFileIsExportedByTheNextStart) {
-  Configuration start = configuration(kEverything, "float");
-  start.cfg_train.n_epoches = 1;
+  const Configuration start = one_epoch(kEverything);
   ASSERT_EQ(train(start), TrainingEnd::finished);
-  Configuration quantized = configuration(kQuantized, "quantized");
-  quantized.cfg_quant.from = start.cfg.checkpoint_path;
-  quantized.cfg_train.distillation.teacher = CheckpointPaths(start.cfg.checkpoint_path).last;
+  const Configuration quantized = quantized_from(start, "quantized");
   ASSERT_EQ(train(quantized), TrainingEnd::finished);
 
   const fs::path integers = integer_file(quantized.cfg.checkpoint_path, 2, 4);
@@ -200,8 +205,7 @@ TEST_F(Training, AMissingIntegerFileIsExportedByTheNextStart) {
 }
 
 TEST_F(Training, QuantizedFromAnotherNetworkIsRefused) {
-  Configuration start = configuration(kAdamw, "float");
-  start.cfg_train.n_epoches = 1;
+  const Configuration start = one_epoch(kAdamw);
   ASSERT_EQ(train(start), TrainingEnd::finished);
   Configuration other = configuration(kQuantized, "other");
   other.cfg_quant.from = start.cfg.checkpoint_path;
