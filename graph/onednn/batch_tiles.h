@@ -3,14 +3,13 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstddef>
-#include <exception>
 #include <utility>
 #include <vector>
 
 #include "graph/network/convolution_shape.h"
 #include "graph/network/description.h"
+#include "graph/onednn/first_failure.h"
 #include "graph/onednn/primitives.h"
 
 // How a batch runs on oneDNN
@@ -77,20 +76,15 @@ template <typename Work>
 void for_groups(int threads, int largest, int count, const Work& work) {
   const int group = std::clamp((count + threads - 1) / threads, 1, largest);
   const int groups = (count + group - 1) / group;
-  std::atomic<bool> failed{false};
-  std::exception_ptr failure;
+  FirstFailure failure;
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
   for (int number = 0; number < groups; ++number) {
-    // No exception may leave a parallel region.
-    if (failed.load(std::memory_order_relaxed)) continue;
-    try {
+    failure.guard([&] {
       const int first = number * group;
       work(omp_get_thread_num(), first, std::min(group, count - first));
-    } catch (...) {
-      if (!failed.exchange(true)) failure = std::current_exception();
-    }
+    });
   }
-  if (failed) std::rethrow_exception(failure);
+  failure.rethrow();
 }
 
 /// A thread's maps.

@@ -34,8 +34,8 @@ struct TrainingImplementation;  // one for each precision
 
 /// A float network that learns: forward in training mode (batch statistics) and backward.
 ///
-/// Primitives, activations and one scratchpad are made once for each distinct number of images; a step with a
-/// number seen before allocates nothing. Equal calls with equal thread counts give equal bits. Not
+/// Primitives, activations and the threads' scratchpads are made once, for tiles of images; a step allocates
+/// nothing. Equal calls with equal thread counts give equal bits. Not
 /// thread-safe; call from the thread that made it.
 class FloatTraining {
  public:

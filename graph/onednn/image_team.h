@@ -3,10 +3,9 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <atomic>
-#include <exception>
 
 #include "graph/network/turns.h"
+#include "graph/onednn/first_failure.h"
 
 namespace nibble {
 
@@ -33,27 +32,19 @@ class ImageTeam {
   void step(const Parts& parts, const Work& work) {
     const auto thread = static_cast<std::size_t>(omp_get_thread_num());
     const auto threads = static_cast<std::size_t>(omp_get_num_threads());
-    // No exception may leave a parallel region; after one, threads only take their turns.
-    if (!failed_.load(std::memory_order_relaxed)) {
-      try {
-        for (std::size_t part = thread; part < parts.size(); part += threads) work(parts[part]);
-      } catch (...) {
-        if (!failed_.exchange(true)) failure_ = std::current_exception();
-      }
-    }
+    failure_.guard([&] {
+      for (std::size_t part = thread; part < parts.size(); part += threads) work(parts[part]);
+    });
     turns_.finish(omp_get_thread_num());
     turns_.wait(omp_get_thread_num(), omp_get_num_threads());
   }
 
   /// Behind the parallel region.
-  void rethrow() const {
-    if (failed_) std::rethrow_exception(failure_);
-  }
+  void rethrow() const { failure_.rethrow(); }
 
  private:
   Turns& turns_;
-  std::atomic<bool> failed_{false};
-  std::exception_ptr failure_;
+  FirstFailure failure_;
 };
 
 }  // namespace nibble

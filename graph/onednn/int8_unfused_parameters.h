@@ -25,7 +25,7 @@ struct UnfusedConvolution {
   float output_scale;  ///< before a ReLU it covers the positive values only: the others become 0 anyway
 };
 
-/// The 8-bit network of numbers.md "Unfused": every operation is a primitive of its own, every tensor but the
+/// The unfused 8-bit network: every operation is a primitive of its own, every tensor but the
 /// pixels is s8 with zero point 0.
 struct UnfusedParameters {
   std::vector<UnfusedConvolution> convolutions;  ///< in the order of NetworkDescription::convolutions

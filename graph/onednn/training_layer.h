@@ -59,7 +59,7 @@ struct TrainingWorker {
 template <typename T>
 class TrainingLayer {
  public:
-  /// `exact`: products and sums of small integers come out exact.
+  /// `exact`: sums of products of small integers are exact, in BF16 until they are stored.
   explicit TrainingLayer(const Convolution& convolution, bool exact = true);
 
   /// Makes the primitives; `tile` is final now. Enlarges the workers' scratchpads to what they need.

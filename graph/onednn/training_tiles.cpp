@@ -127,29 +127,16 @@ FloatParameters TiledTraining<T>::parameters() const {
 
 template <typename T>
 template <typename Body>
-void TiledTraining<T>::guarded(const Body& body) {
-  // No exception may leave a parallel region; after one the other threads only pass the barriers.
-  if (failed_.load(std::memory_order_relaxed)) return;
-  try {
-    body();
-  } catch (...) {
-    if (!failed_.exchange(true)) failure_ = std::current_exception();
-  }
-}
-
-template <typename T>
-template <typename Body>
 void TiledTraining<T>::parallel(const Body& body) {
-  failed_ = false;
+  failure_.reset();
   for (TrainingWorker<T>& worker : workers_) {
     worker.queue = 0;
     for (std::atomic<int>& taken : worker.taken) taken.store(0, std::memory_order_relaxed);
   }
 #pragma omp parallel num_threads(threads_)
   body(omp_get_thread_num());
-  if (!failed_) return;
   try {
-    std::rethrow_exception(failure_);
+    failure_.rethrow();
   } catch (const dnnl::error& error) {
     throw RunError(std::string("oneDNN failed in a training step: ") + error.what());
   }
@@ -169,7 +156,9 @@ void TiledTraining<T>::for_tiles(int images, const Task& task) {
     std::atomic<int>& taken = workers_[index(owner)].taken[queue];
     for (int tile; (tile = owner * tiles / team + taken.fetch_add(1, std::memory_order_relaxed)) < end;) {
       const int first = tile * images;
-      guarded([&] { task(Tile{thread, tile, index(first), index(std::min(images, count_ - first))}); });
+      failure_.guard([&] {
+        task(Tile{thread, tile, index(first), index(std::min(images, count_ - first))});
+      });
     }
   }
   // The other queue is that of the stage before, which all have left, and of the next one.
@@ -183,7 +172,7 @@ template <typename Task>
 void TiledTraining<T>::for_layers(const Task& task) {
   const int count = static_cast<int>(layers_.size());
 #pragma omp for schedule(dynamic)
-  for (int number = 0; number < count; ++number) guarded([&] { task(number); });
+  for (int number = 0; number < count; ++number) failure_.guard([&] { task(number); });
 }
 
 /// Images of the tile behind the batch's last one must be zero where convolutions read them.

@@ -4,7 +4,6 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <exception>
 #include <memory>
 #include <span>
 #include <string>
@@ -14,6 +13,7 @@
 #include "graph/network/error.h"
 #include "graph/network/float_parameters.h"
 #include "graph/onednn/elementwise.h"
+#include "graph/onednn/first_failure.h"
 #include "graph/onednn/float_training.h"
 #include "graph/onednn/primitives.h"
 #include "graph/onednn/training_layer.h"
@@ -74,7 +74,7 @@ struct TrainingImplementation {
 template <typename T>
 class TiledTraining : public TrainingImplementation {
  public:
-  /// `exact`: convolutions of small integers come out exact.
+  /// `exact`: sums of products of small integers are exact, in BF16 until they are stored.
   TiledTraining(const NetworkDescription& network, int batch_size, bool exact = false);
 
   std::span<const float> forward(const std::uint8_t* pixels, int count) final;
@@ -177,8 +177,6 @@ class TiledTraining : public TrainingImplementation {
   /// Runs `body` on all threads, each once; passes on the first exception.
   template <typename Body>
   void parallel(const Body& body);
-  template <typename Body>
-  void guarded(const Body& body);
 
   void convolve(TrainingLayer<T>& layer, const T* x, const Tile& tile, int slot);
   void clear_tail(const Tile& tile, int images, std::size_t image_values, T* values) const;
@@ -202,8 +200,7 @@ class TiledTraining : public TrainingImplementation {
   AlignedBuffer<float> features_;  // [image][feature channel], averaged
   std::vector<float> logits_;
 
-  std::atomic<bool> failed_{false};
-  std::exception_ptr failure_;
+  FirstFailure failure_;
 };
 
 extern template class TiledTraining<float>;
