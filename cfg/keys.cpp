@@ -142,7 +142,7 @@ std::vector<Key> make_keys() {
        "How weights are rounded: auto (blocks at 2 bits, brecq at 4, else nearest), or one that quant --help "
        "lists."},
       {"cfg_quant.seed", MEMBER(cfg_quant.seed), range(0, kLargestSeed), weights,
-       "Chooses the calibration images."},
+       "Chooses the calibration images and the order in which a method learns."},
       {"cfg_quant.pair_safe", MEMBER(cfg_quant.pair_safe), kAnything, weights,
        "8 bits: make the sum of each pair of products fit 16 bits, for CPUs without VNNI."},
       {"cfg_quant.fuse", MEMBER(cfg_quant.fuse), kAnything, weights,

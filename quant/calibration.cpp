@@ -5,6 +5,7 @@
 #include "graph/data/random.h"
 #include "graph/data/sha256.h"
 #include "graph/network/error.h"
+#include "kernels/requantize.h"
 #include "quant/float_pass.h"
 
 namespace nibble {
@@ -61,6 +62,45 @@ Calibration calibrate(const NetworkDescription& network, const FoldedParameters&
   calibration.logits = ChannelMoments(classes);
   calibration.logits.add(logits, static_cast<int>(logits.size() / classes));
   return calibration;
+}
+
+void choose_activation_scales(const NetworkDescription& network, const Calibration& calibration,
+                              const Observer& observer, const std::function<int(std::size_t block)>& bits_of,
+                              QuantizedParameters& frame) {
+  const int stream_limit = activation_limit(frame.residual_bits());
+  const auto scale = [&](int convolution, int highest) {
+    return choose_scale(observer, calibration.outputs[static_cast<std::size_t>(convolution)], highest);
+  };
+  int producer = 0;  // of the stream
+  float stream_scale = scale(0, stream_limit);
+  frame.first_output_scale = stream_scale;
+  for (std::size_t i = 0; i < network.blocks.size(); ++i) {
+    const Block& shape = network.blocks[i];
+    QuantizedBlock block{};
+    block.input_bits = block.middle_bits = bits_of(i);
+    const int limit = activation_limit(block.middle_bits);
+    block.input_scale = block.input_bits >= 8 ? stream_scale : scale(producer, limit);
+    block.middle_scale = scale(shape.conv1, limit);
+    block.shortcut_scale = 1;
+    if (shape.shortcut == Shortcut::projection) {
+      block.shortcut_scale = scale(shape.projection, shortcut_range(frame.residual_bits()).highest);
+    }
+    block.output_scale = scale(shape.conv2, stream_limit);
+    stream_scale = block.output_scale;
+    producer = shape.conv2;
+    frame.blocks.push_back(block);
+  }
+}
+
+void correct_logit_means(const Calibration& calibration, std::span<const float> logits,
+                         QuantizedLayer& linear) {
+  const std::size_t classes = linear.bias.size();
+  ChannelMoments found(classes);
+  found.add(logits, static_cast<int>(logits.size() / classes));
+  for (std::size_t c = 0; c < classes; ++c) {
+    const double error = found.mean(c) - calibration.logits.mean(c);
+    linear.bias[c] = static_cast<float>(double{linear.bias[c]} - error);
+  }
 }
 
 std::vector<std::uint32_t> calibration_indices(int available, int count, std::uint64_t seed) {

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <span>
 #include <string>
@@ -9,6 +11,8 @@
 #include "graph/data/cifar10.h"
 #include "graph/network/description.h"
 #include "graph/network/fold.h"
+#include "graph/network/quantized_parameters.h"
+#include "quant/observer.h"
 #include "quant/value_histogram.h"
 
 namespace nibble {
@@ -40,6 +44,17 @@ struct Calibration {
 
 Calibration calibrate(const NetworkDescription& network, const FoldedParameters& parameters,
                       std::span<const std::uint8_t> pixels_nhwc);
+
+/// Fills `frame`, whose widths are set, with blocks of bits_of(block) activation bits and the scales that
+/// `observer` chooses.
+void choose_activation_scales(const NetworkDescription& network, const Calibration& calibration,
+                              const Observer& observer, const std::function<int(std::size_t block)>& bits_of,
+                              QuantizedParameters& frame);
+
+/// Moves the linear layer's biases so that the means of `logits`, [images][classes] with the biases as they
+/// are, become the FP32 network's.
+void correct_logit_means(const Calibration& calibration, std::span<const float> logits,
+                         QuantizedLayer& linear);
 
 /// `count` different indices below `available`, in the order of a shuffle that depends on `seed` alone.
 /// Throws InputError when there are not so many images.

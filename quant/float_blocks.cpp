@@ -5,7 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "graph/network/float_parameters.h"
+#include "graph/onednn/first_failure.h"
+#include "graph/onednn/pixels.h"
 #include "quant/image_groups.h"
 
 namespace nibble {
@@ -22,6 +23,7 @@ std::size_t at(int index) {
 struct FloatBlocks::Implementation {
   NetworkDescription network;
   FoldedParameters folded;
+  PixelNormalization normalization;
   std::vector<TrainingWorker<float>> workers;
   std::vector<std::unique_ptr<TrainingLayer<float>>> layers;
   struct Memory {
@@ -69,11 +71,7 @@ struct FloatBlocks::Implementation {
   void group(int thread, std::size_t number, std::span<const std::uint8_t> pixels, std::size_t blocks) {
     Memory& own = memory[at(thread)];
     const std::size_t group_pixels = layers[0]->input_image() * kGroupImages;
-    for (std::size_t i = 0; i < group_pixels; ++i) {
-      own.pixels.data()[i] =
-          (static_cast<float>(pixels[number * group_pixels + i]) / 255.0F - kPixelMean[i % 3]) /
-          kPixelDeviation[i % 3];
-    }
+    normalization.apply(&pixels[number * group_pixels], group_pixels / 3, own.pixels.data());
     convolve(thread, 0, own.pixels.data(), nullptr, true, own.stream.data());
     const float* stream = own.stream.data();
     for (std::size_t b = 0; b < blocks; ++b) {
@@ -116,10 +114,12 @@ struct FloatBlocks::Implementation {
       outputs[b].resize(images * layers[at(network.blocks[b].conv2)]->output_image());
     }
     logits.resize(images * folded.linear_bias.size());
+    FirstFailure failure;
 #pragma omp parallel for schedule(dynamic)
     for (std::size_t number = 0; number < images / kGroupImages; ++number) {
-      group(omp_get_thread_num(), number, pixels, blocks);
+      failure.guard([&] { group(omp_get_thread_num(), number, pixels, blocks); });
     }
+    failure.rethrow();
     LearnedTargets targets;
     for (const Values& output : outputs) targets.blocks.push_back(output.data());
     targets.logits = logits.data();

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "graph/network/float_parameters.h"
 #include "graph/network/padded_shortcut.h"
+#include "graph/onednn/pixels.h"
 
 namespace nibble {
 namespace {
@@ -47,6 +47,7 @@ std::vector<float> FloatPass::run(std::span<const std::uint8_t> pixels_nhwc,
   const auto total = static_cast<int>(pixels_nhwc.size() / image_values);
   const auto classes = static_cast<std::size_t>(network_.classes);
   std::vector<float> logits(static_cast<std::size_t>(total) * classes);
+  const PixelNormalization normalization;
   std::vector<float> normalized;
   std::vector<float> sums;
   std::vector<float> stream;
@@ -59,9 +60,7 @@ std::vector<float> FloatPass::run(std::span<const std::uint8_t> pixels_nhwc,
     const auto pixels = pixels_nhwc.subspan(static_cast<std::size_t>(first) * image_values,
                                             static_cast<std::size_t>(images) * image_values);
     normalized.resize(pixels.size());
-    for (std::size_t i = 0; i < pixels.size(); ++i) {
-      normalized[i] = (static_cast<float>(pixels[i]) / 255.0F - kPixelMean[i % 3]) / kPixelDeviation[i % 3];
-    }
+    normalization.apply(pixels.data(), pixels.size() / 3, normalized.data());
     convolve(0, normalized, images, sums);
     stream.resize(sums.size());
     std::transform(sums.begin(), sums.end(), stream.begin(), relu);

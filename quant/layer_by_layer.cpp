@@ -3,8 +3,6 @@
 #include <cmath>
 #include <utility>
 
-#include "kernels/requantize.h"
-
 namespace nibble {
 namespace {
 
@@ -41,44 +39,20 @@ class LayerQuantizer {
   }
 
   QuantizedParameters run() {
-    const NetworkDescription& network = task_.network;
-    const int stream_limit = activation_limit(result_.residual_bits());
-    const QuantizedRange shortcut_limits = shortcut_range(result_.residual_bits());
-    float stream_scale = result_.first_output_scale;
-    Integers stream = layer(0, bordered_pixels(network, task_.pixels), {1.0F, stream_scale, 0, stream_limit});
-    for (std::size_t i = 0; i < network.blocks.size(); ++i) {
-      const Block& shape = network.blocks[i];
-      const QuantizedBlock& block = result_.blocks[i];
-      Integers input = simulation_.block_input(block, stream, stream_scale);
-      const Integers middle =
-          layer(shape.conv1, input,
-                {block.input_scale, block.middle_scale, 0, activation_limit(block.middle_bits)});
-      Integers shortcut;
-      float shortcut_scale = stream_scale;
-      if (shape.shortcut == Shortcut::projection) {
-        shortcut_scale = block.shortcut_scale;
-        shortcut =
-            layer(shape.projection, input,
-                  {block.input_scale, shortcut_scale, shortcut_limits.lowest, shortcut_limits.highest});
-      } else if (shape.shortcut == Shortcut::pad_channels) {
-        shortcut = simulation_.pad_channels(static_cast<int>(i), stream);
-      } else {
-        shortcut = std::move(stream);
-      }
-      input = {};
-      stream = layer(shape.conv2, middle,
-                     {block.middle_scale, block.output_scale, 0, stream_limit,
-                      scale_ratio(shortcut_scale, block.output_scale)},
-                     shortcut);
-      stream_scale = block.output_scale;
+    const Simulation::Convolve convolve =
+        [&](int convolution, const Integers& inputs, const Simulation::Requantization& requantization,
+            const Integers& residual) { return layer(convolution, inputs, requantization, residual); };
+    Integers stream = simulation_.first_stream(result_, task_.pixels, convolve);
+    for (std::size_t block = 0; block < result_.blocks.size(); ++block) {
+      stream = simulation_.run_block(result_, block, std::move(stream), convolve);
     }
-    linear(stream, stream_scale);
+    linear(stream, result_.blocks.back().output_scale);
     return std::move(result_);
   }
 
  private:
   Integers layer(int convolution, const Integers& inputs, const Simulation::Requantization& requantization,
-                 const Integers& residual = {}) {
+                 const Integers& residual) {
     const auto index = static_cast<std::size_t>(convolution);
     const FoldedConvolution& source = task_.folded.convolutions[index];
     QuantizedLayer& layer = result_.convolutions[index];
@@ -99,14 +73,8 @@ class LayerQuantizer {
         quantize_weights(task_.folded.linear_weight, task_.folded.linear_bias,
                          weight_rule(task_, task_.network.convolutions.size()), task_.options.scale_choice);
     if (task_.options.correction == Correction::none) return;
-    const std::size_t classes = task_.folded.linear_bias.size();
-    ChannelMoments found(classes);
-    const std::vector<float> logits = simulation_.classify(result_.linear, stream, stream_scale);
-    found.add(logits, static_cast<int>(logits.size() / classes));
-    for (std::size_t c = 0; c < classes; ++c) {
-      const double error = found.mean(c) - task_.calibration.logits.mean(c);
-      result_.linear.bias[c] = static_cast<float>(double{result_.linear.bias[c]} - error);
-    }
+    correct_logit_means(task_.calibration, simulation_.classify(result_.linear, stream, stream_scale),
+                        result_.linear);
   }
 
   const QuantizationTask& task_;

@@ -9,7 +9,6 @@
 #include "graph/data/random.h"
 #include "graph/network/error.h"
 #include "graph/optimize/denormals.h"
-#include "kernels/requantize.h"
 
 namespace nibble {
 namespace {
@@ -86,45 +85,6 @@ std::size_t output_values(const NetworkDescription& network, std::size_t block) 
   return at(shape.output_height() * shape.output_width() * shape.output_channels);
 }
 
-/// Integer stream that enters the first block.
-Integers first_stream(const QuantizationTask& task, const QuantizedParameters& parameters,
-                      Simulation& simulation, std::span<const std::uint8_t> pixels) {
-  return simulation.convolve(
-      0, parameters.convolutions[0], bordered_pixels(task.network, pixels),
-      {1.0F, parameters.first_output_scale, 0, activation_limit(parameters.residual_bits())});
-}
-
-/// One block of the integer network.
-Integers run_block(const QuantizationTask& task, const QuantizedParameters& parameters,
-                   Simulation& simulation, std::size_t number, Integers stream) {
-  const Block& shape = task.network.blocks[number];
-  const QuantizedBlock& block = parameters.blocks[number];
-  const float stream_scale =
-      number == 0 ? parameters.first_output_scale : parameters.blocks[number - 1].output_scale;
-  const auto layer = [&](int index) -> const QuantizedLayer& { return parameters.convolutions[at(index)]; };
-  const Integers input = simulation.block_input(block, stream, stream_scale);
-  const Integers middle =
-      simulation.convolve(shape.conv1, layer(shape.conv1), input,
-                          {block.input_scale, block.middle_scale, 0, activation_limit(block.middle_bits)});
-  float shortcut_scale = stream_scale;
-  Integers shortcut;
-  if (shape.shortcut == Shortcut::projection) {
-    shortcut_scale = block.shortcut_scale;
-    const QuantizedRange range = shortcut_range(parameters.residual_bits());
-    shortcut = simulation.convolve(shape.projection, layer(shape.projection), input,
-                                   {block.input_scale, shortcut_scale, range.lowest, range.highest});
-  } else if (shape.shortcut == Shortcut::pad_channels) {
-    shortcut = simulation.pad_channels(static_cast<int>(number), stream);
-  } else {
-    shortcut = std::move(stream);
-  }
-  return simulation.convolve(
-      shape.conv2, layer(shape.conv2), middle,
-      {block.middle_scale, block.output_scale, 0, activation_limit(parameters.residual_bits()),
-       scale_ratio(shortcut_scale, block.output_scale)},
-      shortcut);
-}
-
 void report(const QuantizationTask& task, const std::string& text) {
   if (task.options.progress) task.options.progress(text);
 }
@@ -161,6 +121,72 @@ LearnedSchedule distillation_schedule(const QuantizationOptions& options) {
   return schedule;
 }
 
+namespace {
+
+/// The FP32 network's outputs of block `index` for the first `images` calibration images.
+std::vector<float> block_targets(const QuantizationTask& task, FloatBlocks& teacher, std::size_t index,
+                                 std::size_t images) {
+  const std::size_t pixels = image_values(task.network);
+  const std::size_t outputs = output_values(task.network, index);
+  std::vector<float> targets(images * outputs);
+  constexpr std::size_t chunk = 64;
+  for (std::size_t first = 0; first < images; first += chunk) {
+    const std::size_t count = std::min(chunk, images - first);
+    const LearnedTargets some =
+        teacher.run(task.pixels.subspan(first * pixels, count * pixels), static_cast<int>(index) + 1);
+    std::copy_n(some.blocks[index], count * outputs, &targets[first * outputs]);
+  }
+  return targets;
+}
+
+/// Learns block `index` of `learned` from its quantized inputs and its FP32 outputs, both [images][...].
+void learn_block(const QuantizationTask& task, Rounding rounding, const LearnedSchedule& schedule,
+                 std::size_t index, const Integers& stream, std::span<const float> targets,
+                 LearnedNetwork& learned) {
+  const int block = static_cast<int>(index);
+  const std::size_t blocks = task.network.blocks.size();
+  const std::size_t outputs = output_values(task.network, index);
+  const std::size_t images = targets.size() / outputs;
+  const std::size_t inputs = stream.size() / images;
+  LearnedLoss loss;
+  loss.first_block = block;
+  loss.last_block = block + 1;
+  loss.block_weights.assign(blocks, 0.0);
+  loss.block_weights[index] = 1 / mean_square(targets);
+  const auto optimizer = make_optimizer(adam(), learned.tensors(block, block + 1, false, schedule.rates));
+  const int batch = std::min(schedule.batch, static_cast<int>(images));
+  Batches batches(images, batch, mix_seed(task.options.seed, index));
+  Integers batch_stream(at(batch) * inputs);
+  std::vector<float> batch_targets(at(batch) * outputs);
+  LearnedTargets wanted;
+  wanted.blocks.assign(blocks, nullptr);
+  wanted.blocks[index] = batch_targets.data();
+  const double rate = weight_bits_of(task.options, index) == 2 ? schedule.rate_at_two_bits : schedule.rate;
+  learned.refresh(block, block + 1);  // the scale of the stream before it was learned since
+  double average = 0;
+  for (int step = 0; step < schedule.steps; ++step) {
+    const std::vector<std::uint32_t> chosen = batches.next();
+    for (std::size_t i = 0; i < chosen.size(); ++i) {
+      std::copy_n(&stream[chosen[i] * inputs], inputs, &batch_stream[i * inputs]);
+      std::copy_n(&targets[chosen[i] * outputs], outputs, &batch_targets[i * outputs]);
+    }
+    const double value = learned.step(loss, batch_stream, wanted);
+    average = step == 0 ? value : 0.95 * average + 0.05 * value;
+    if (rounding == Rounding::adaptive && step >= schedule.steps / 5) {
+      const double passed = (step - schedule.steps / 5.0) / (0.8 * schedule.steps);
+      learned.add_rounding_pressure(block, block + 1, schedule.rounding_weight, 2 + 18 * (1 - passed));
+    }
+    optimizer->step(rate * (rounding == Rounding::adaptive ? 1.0 : cosine(step, schedule.steps)));
+    learned.refresh(block, block + 1);
+    if (step % 20 == 19 || step + 1 == schedule.steps) {
+      report(task, fmt::format("block {}/{}  step {}/{}  squared error {:.2f} %", index + 1, blocks, step + 1,
+                               schedule.steps, 100 * average));
+    }
+  }
+}
+
+}  // namespace
+
 QuantizedParameters reconstruct_blocks(const QuantizationTask& task, const QuantizedParameters& start,
                                        Rounding rounding, const LearnedSchedule& schedule) {
   flush_denormals();
@@ -175,65 +201,18 @@ QuantizedParameters reconstruct_blocks(const QuantizationTask& task, const Quant
   FloatBlocks teacher(network, task.folded);
   Simulation simulation(network);
   QuantizedParameters result = start;
-  Integers stream = first_stream(task, start, simulation, task.pixels.first(images * pixels));
-  const int batch = std::min(schedule.batch, static_cast<int>(images));
-  for (std::size_t b = 0; b < network.blocks.size(); ++b) {
-    const int block = static_cast<int>(b);
-    const std::size_t outputs = output_values(network, b);
-    std::vector<float> targets(images * outputs);
-    constexpr std::size_t chunk = 64;
-    for (std::size_t first = 0; first < images; first += chunk) {
-      const std::size_t count = std::min(chunk, images - first);
-      const LearnedTargets some = teacher.run(task.pixels.subspan(first * pixels, count * pixels), block + 1);
-      std::copy_n(some.blocks[b], count * outputs, &targets[first * outputs]);
-    }
-    LearnedLoss loss;
-    loss.first_block = block;
-    loss.last_block = block + 1;
-    loss.block_weights.assign(network.blocks.size(), 0.0);
-    loss.block_weights[b] = 1 / mean_square(targets);
-    const auto optimizer = make_optimizer(adam(), learned.tensors(block, block + 1, false, schedule.rates));
-    Batches batches(images, batch, mix_seed(task.options.seed, b));
-    const std::size_t inputs = stream.size() / images;
-    Integers batch_stream(at(batch) * inputs);
-    std::vector<float> batch_targets(at(batch) * outputs);
-    LearnedTargets wanted;
-    wanted.blocks.assign(network.blocks.size(), nullptr);
-    wanted.blocks[b] = batch_targets.data();
-    const double rate = weight_bits_of(task.options, b) == 2 ? schedule.rate_at_two_bits : schedule.rate;
-    double average = 0;
-    for (int step = 0; step < schedule.steps; ++step) {
-      const std::vector<std::uint32_t> chosen = batches.next();
-      for (std::size_t i = 0; i < chosen.size(); ++i) {
-        std::copy_n(&stream[chosen[i] * inputs], inputs, &batch_stream[i * inputs]);
-        std::copy_n(&targets[chosen[i] * outputs], outputs, &batch_targets[i * outputs]);
-      }
-      const double value = learned.step(loss, batch_stream, wanted);
-      average = step == 0 ? value : 0.95 * average + 0.05 * value;
-      if (rounding == Rounding::adaptive && step >= schedule.steps / 5) {
-        const double passed = (step - schedule.steps / 5.0) / (0.8 * schedule.steps);
-        learned.add_rounding_pressure(block, block + 1, schedule.rounding_weight, 2 + 18 * (1 - passed));
-      }
-      optimizer->step(rate * (rounding == Rounding::adaptive ? 1.0 : cosine(step, schedule.steps)));
-      learned.refresh(block, block + 1);
-      if (step % 20 == 19 || step + 1 == schedule.steps) {
-        report(task, fmt::format("block {}/{}  step {}/{}  squared error {:.2f} %", b + 1,
-                                 network.blocks.size(), step + 1, schedule.steps, 100 * average));
-      }
-    }
+  const Simulation::Convolve convolve = simulation.layers_of(result);
+  Integers stream = simulation.first_stream(result, task.pixels.first(images * pixels), convolve);
+  for (std::size_t block = 0; block < network.blocks.size(); ++block) {
+    learn_block(task, rounding, schedule, block, stream, block_targets(task, teacher, block, images),
+                learned);
     result = learned.result();
-    stream = run_block(task, result, simulation, b, std::move(stream));
+    stream = simulation.run_block(result, block, std::move(stream), convolve);
   }
   // Nearest rounding corrected the logits' means behind other blocks.
-  const std::size_t classes = result.linear.bias.size();
-  const std::vector<float> logits =
-      simulation.classify(result.linear, stream, result.blocks.back().output_scale);
-  ChannelMoments found(classes);
-  found.add(logits, static_cast<int>(logits.size() / classes));
-  for (std::size_t c = 0; c < classes; ++c) {
-    const double error = found.mean(c) - task.calibration.logits.mean(c);
-    result.linear.bias[c] = static_cast<float>(double{result.linear.bias[c]} - error);
-  }
+  correct_logit_means(task.calibration,
+                      simulation.classify(result.linear, stream, result.blocks.back().output_scale),
+                      result.linear);
   return result;
 }
 
@@ -247,6 +226,7 @@ QuantizedParameters distill(const QuantizationTask& task, const QuantizedParamet
   LearnedNetwork learned(network, task.folded, start, Rounding::straight_through);
   FloatBlocks teacher(network, task.folded);
   Simulation simulation(network);
+  const Simulation::Convolve first_layer = simulation.layers_of(start);
   LearnedLoss loss;
   loss.last_block = blocks;
   loss.logits_weight = schedule.logits_weight;
@@ -276,7 +256,8 @@ QuantizedParameters distill(const QuantizationTask& task, const QuantizedParamet
         loss.block_weights.push_back(schedule.block_weight / mean_square(output));
       }
     }
-    const double value = learned.step(loss, first_stream(task, start, simulation, batch_pixels), targets);
+    const double value =
+        learned.step(loss, simulation.first_stream(start, batch_pixels, first_layer), targets);
     average = step == 0 ? value : 0.98 * average + 0.02 * value;
     optimizer->step(schedule.rate * cosine(step, schedule.steps));
     learned.refresh(0, blocks);

@@ -8,8 +8,8 @@ namespace nibble {
 /// How long and how fast one stage learns; see the functions below.
 struct LearnedSchedule {
   int steps = 400;
-  int batch = 32;                  ///< images of a step, a multiple of kGroupImages
-  double rate = 0.01;              ///< of the weights, in units of integers; falls to zero as a cosine
+  int batch = 32;      ///< images of a step, a multiple of kGroupImages
+  double rate = 0.01;  ///< of the weights, in units of integers; a cosine, Rounding::adaptive's is constant
   double rate_at_two_bits = 0.01;  ///< the same for a block of 2-bit weights
   LearnedRates rates;
   double temperature = 4;  ///< of the distillation

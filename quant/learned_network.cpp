@@ -8,6 +8,7 @@
 
 #include "graph/network/error.h"
 #include "graph/network/float_parameters.h"
+#include "graph/onednn/first_failure.h"
 #include "graph/onednn/training_layer.h"
 #include "graph/optimize/loss.h"
 #include "kernels/requantize.h"
@@ -224,7 +225,7 @@ struct LearnedNetwork::Implementation {
   }
 
   /// A convolution's backward pass from d, dL/d its integer outputs, which becomes what passes the rounding.
-  /// d_input (may be null) gets or, with `add`, receives the gradient of the integer inputs.
+  /// d_input gets the gradient of the integer inputs.
   void layer_backward(int thread, GroupMemory& group, std::size_t number, LearnedConvolution& layer,
                       const LoopRequantization& map, const float* input, const float* acc,
                       const float* residual, LearnedStep& step, float* d, float* d_input) {
@@ -240,7 +241,7 @@ struct LearnedNetwork::Implementation {
     step.partials[number] += total;
     layer.training->weight_gradient(thread, worker, input, group.d_acc.data(),
                                     layer.partials.data() + number * layer.training->gradient_count);
-    if (d_input != nullptr) layer.training->data_gradient(thread, worker, group.d_acc.data(), d_input);
+    layer.training->data_gradient(thread, worker, group.d_acc.data(), d_input);
   }
 
   /// group.d_output: dL/d integer output of the block; becomes that of its stream.
@@ -385,10 +386,14 @@ struct LearnedNetwork::Implementation {
     linear_partials.resize(groups * (linear->integers.size() + 2 * linear->channels));
 
     std::vector<double> losses(groups);
+    FirstFailure failure;
 #pragma omp parallel for schedule(dynamic)
     for (std::size_t group = 0; group < groups; ++group) {
-      losses[group] = group_step(omp_get_thread_num(), group, loss, stream, targets, groups * kGroupImages);
+      failure.guard([&] {
+        losses[group] = group_step(omp_get_thread_num(), group, loss, stream, targets, groups * kGroupImages);
+      });
     }
+    failure.rethrow();
 
     for_layers(loss, [&](LearnedConvolution& each) { gather(each, groups); });
     for_steps(loss, [&](LearnedStep& each) {

@@ -1,3 +1,4 @@
+#include "graph/onednn/first_failure.h"
 #include "quant/layer_by_layer.h"
 #include "quant/rounding_search.h"
 
@@ -13,13 +14,17 @@ QuantizedParameters quantize_adaround(const QuantizationTask& task) {
     const WeightRule rule = weight_rule(task, index);
     const std::size_t channels = layer.weight_scale.size();
     const std::size_t taps = layer.weights.size() / channels;
+    FirstFailure failure;
 #pragma omp parallel for schedule(dynamic)
     for (std::size_t c = 0; c < channels; ++c) {
       if (is_zero_channel(layer, c)) continue;
-      layer.weight_scale[c] = static_cast<float>(
-          search_rounding(weights.subspan(c * taps, taps), double{layer.weight_scale[c]}, covariance, rule,
-                          std::span(layer.weights).subspan(c * taps, taps)));
+      failure.guard([&] {
+        layer.weight_scale[c] = static_cast<float>(
+            search_rounding(weights.subspan(c * taps, taps), double{layer.weight_scale[c]}, covariance, rule,
+                            std::span(layer.weights).subspan(c * taps, taps)));
+      });
     }
+    failure.rethrow();
   };
   return quantize_layer_by_layer(task, improve);
 }

@@ -23,8 +23,10 @@ namespace {
 constexpr std::array kWidths = {8, 4, 2};
 constexpr int kTilesAThread = 4;
 
-/// Safetensors' header of such a file: about 80 bytes a tensor, provenance beside them.
-constexpr double kHeaderBytes = 6000;
+/// Safetensors' header of such a file, at most: provenance, and 80 to 100 bytes a tensor.
+double header_bytes(const NetworkDescription& network) {
+  return 3000 + 120 * static_cast<double>(network.convolutions.size());
+}
 
 /// Convolutions of a block.
 std::vector<std::size_t> convolutions_of(const Block& block) {
@@ -47,7 +49,7 @@ double other_bytes(const NetworkDescription& network) {
   const auto blocks = static_cast<double>(network.blocks.size());
   const double widths = static_cast<double>(network.convolutions.size()) + 1 + 2 * blocks;
   return stored_bytes(network.convolutions[0], 8) + double{1} * network.classes * network.feature_channels +
-         sizeof(float) * (1 + 4 * blocks + 2 * channels) + widths + kHeaderBytes;
+         sizeof(float) * (1 + 4 * blocks + 2 * channels) + widths + header_bytes(network);
 }
 
 /// Mean KL(FP32 || quantized) on the images.

@@ -76,6 +76,9 @@ std::optional<QuantizationOptions> quantization_of(const QuantOptions& command,
         "--no-fuse is for 8-bit weights and activations only, not for {} and {} bits; leave it out",
         options.bits, options.activation_bits));
   }
+  if (!quant.fuse && (options.method != "nearest" || command.learning_steps)) {
+    throw InputError("--no-fuse rounds to nearest; leave out --method and --learning-steps");
+  }
   if (!quant.fuse && options.pair_safe) {
     throw InputError("--pair-safe is for fused networks; leave out --no-fuse or --pair-safe");
   }
@@ -247,7 +250,8 @@ void add_quant_options(CLI::App& app, QuantOptions& options) {
   app.add_option("--checkpoint-path", options.checkpoint_path,
                  "Instead of cfg.checkpoint_path: P for P.safetensors, or any FP32 checkpoint file");
   app.add_option("-o,--output", options.output, "The file to write (default: P_int8.safetensors and so on)");
-  app.add_option("--seed", options.seed, "Chooses the calibration images (default: 1)");
+  app.add_option("--seed", options.seed,
+                 "Chooses the calibration images and the order in which a method learns (default: 1)");
 }
 
 int quant_program(const QuantOptions& options) {

@@ -17,47 +17,15 @@
 namespace nibble {
 namespace {
 
-/// The first convolution's weights for raw pixels: divided by 255 * deviation of their input channel.
-std::vector<float> raw_pixel_weights(const std::vector<float>& weights) {
-  std::vector<float> result(weights.size());
-  for (std::size_t i = 0; i < weights.size(); ++i) {
-    result[i] = static_cast<float>(double{weights[i]} / (255.0 * double{kPixelDeviation[i % 3]}));
-  }
-  return result;
-}
-
 /// Widths and activation scales; the layers are left empty.
 QuantizedParameters make_frame(const NetworkDescription& network, const Calibration& calibration,
                                const QuantizationOptions& options) {
-  const Observer& observer = find_observer(options.observer);
   QuantizedParameters frame;
   frame.weight_bits = options.bits;
   frame.activation_bits = options.activation_bits;
-  const int stream_limit = activation_limit(frame.residual_bits());
-  const auto scale = [&](int convolution, int highest) {
-    return choose_scale(observer, calibration.outputs[static_cast<std::size_t>(convolution)], highest);
-  };
-  int producer = 0;  // of the stream
-  float stream_scale = scale(0, stream_limit);
-  frame.first_output_scale = stream_scale;
-  for (std::size_t i = 0; i < network.blocks.size(); ++i) {
-    const Block& shape = network.blocks[i];
-    QuantizedBlock block{};
-    const int bits = activation_bits_of(options, i);
-    const int limit = activation_limit(bits);
-    block.input_bits = bits;
-    block.middle_bits = bits;
-    block.input_scale = bits >= 8 ? stream_scale : scale(producer, limit);
-    block.middle_scale = scale(shape.conv1, limit);
-    block.shortcut_scale = 1;
-    if (shape.shortcut == Shortcut::projection) {
-      block.shortcut_scale = scale(shape.projection, shortcut_range(frame.residual_bits()).highest);
-    }
-    block.output_scale = scale(shape.conv2, stream_limit);
-    stream_scale = block.output_scale;
-    producer = shape.conv2;
-    frame.blocks.push_back(block);
-  }
+  choose_activation_scales(
+      network, calibration, find_observer(options.observer),
+      [&](std::size_t block) { return activation_bits_of(options, block); }, frame);
   return frame;
 }
 

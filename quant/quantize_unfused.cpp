@@ -74,12 +74,7 @@ UnfusedNetwork quantize_unfused(const NetworkDescription& network, const FloatPa
   UnfusedParameters& result = unfused.parameters;
   for (std::size_t i = 0; i < network.convolutions.size(); ++i) {
     const FloatConvolution& source = parameters.convolutions[i];
-    std::vector<float> weights = source.weight;
-    if (i == 0) {  // for raw pixels
-      for (std::size_t w = 0; w < weights.size(); ++w) {
-        weights[w] = static_cast<float>(double{weights[w]} / (255.0 * double{kPixelDeviation[w % 3]}));
-      }
-    }
+    const std::vector<float> weights = i == 0 ? raw_pixel_weights(source.weight) : source.weight;
     WeightRule rule;
     rule.input_channels = network.convolutions[i].input_channels;
     const QuantizedLayer layer = quantize_weights(weights, source.beta, rule, options.scale_choice);

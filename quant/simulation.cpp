@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <functional>
 #include <numeric>
+#include <utility>
 
 #include "graph/network/convolution_shape.h"
 #include "graph/network/error.h"
@@ -86,7 +87,7 @@ std::size_t Simulation::output_size(int convolution) const {
 
 namespace {
 
-/// numbers.md, "Batch normalization": a_max * sum |w_q[c]| < 2^24 for every output channel.
+/// float32 holds the sums exactly where a_max * sum |w_q[c]| < 2^24 for every output channel.
 void require_exact_sums(const Convolution& shape, std::span<const std::int16_t> weights,
                         const Integers& inputs) {
   const int largest_input = inputs.empty() ? 0 : *std::max_element(inputs.begin(), inputs.end());
@@ -169,9 +170,8 @@ Integers Simulation::block_input(const QuantizedBlock& block, const Integers& st
   return result;
 }
 
-Integers Simulation::pad_channels(int index, const Integers& stream) const {
-  const Convolution& shape =
-      network_.convolutions[static_cast<std::size_t>(network_.blocks[static_cast<std::size_t>(index)].conv1)];
+Integers Simulation::pad_channels(const Block& block, const Integers& stream) const {
+  const Convolution& shape = network_.convolutions[static_cast<std::size_t>(block.conv1)];
   const auto input_values =
       static_cast<std::size_t>(shape.input_height * shape.input_width * shape.input_channels);
   const auto output_values =
@@ -205,55 +205,77 @@ std::vector<float> Simulation::classify(const QuantizedLayer& linear, const Inte
   return logits;
 }
 
+namespace {
+
+float stream_scale_before(const QuantizedParameters& parameters, std::size_t block) {
+  return block == 0 ? parameters.first_output_scale : parameters.blocks[block - 1].output_scale;
+}
+
+}  // namespace
+
+Integers Simulation::first_stream(const QuantizedParameters& parameters,
+                                  std::span<const std::uint8_t> pixels_nhwc, const Convolve& convolve) const {
+  return convolve(0, bordered_pixels(network_, pixels_nhwc),
+                  {1.0F, parameters.first_output_scale, 0, activation_limit(parameters.residual_bits())}, {});
+}
+
+Integers Simulation::run_block(const QuantizedParameters& parameters, std::size_t index, Integers stream,
+                               const Convolve& convolve) const {
+  const Block& shape = network_.blocks[index];
+  const QuantizedBlock& block = parameters.blocks[index];
+  const float stream_scale = stream_scale_before(parameters, index);
+  Integers input = block_input(block, stream, stream_scale);
+  const Integers middle =
+      convolve(shape.conv1, input,
+               {block.input_scale, block.middle_scale, 0, activation_limit(block.middle_bits)}, {});
+  Integers shortcut;
+  float shortcut_scale = stream_scale;
+  if (shape.shortcut == Shortcut::projection) {
+    shortcut_scale = block.shortcut_scale;
+    const QuantizedRange range = shortcut_range(parameters.residual_bits());
+    shortcut = convolve(shape.projection, input,
+                        {block.input_scale, shortcut_scale, range.lowest, range.highest}, {});
+  } else if (shape.shortcut == Shortcut::pad_channels) {
+    shortcut = pad_channels(shape, stream);
+  } else {
+    shortcut = std::move(stream);
+  }
+  input = {};
+  return convolve(shape.conv2, middle,
+                  {block.middle_scale, block.output_scale, 0, activation_limit(parameters.residual_bits()),
+                   scale_ratio(shortcut_scale, block.output_scale)},
+                  shortcut);
+}
+
+Simulation::Convolve Simulation::layers_of(const QuantizedParameters& parameters) {
+  return [&](int convolution, const Integers& inputs, const Requantization& requantization,
+             const Integers& residual) {
+    return convolve(convolution, parameters.convolutions[static_cast<std::size_t>(convolution)], inputs,
+                    requantization, residual);
+  };
+}
+
 std::vector<float> Simulation::run(const QuantizedParameters& parameters,
                                    std::span<const std::uint8_t> pixels_nhwc, const SeeOutput& see) {
-  const auto show = [&](int convolution, const Integers& output, float scale) {
-    if (see) see(convolution, output, scale);
+  const Convolve compute = layers_of(parameters);
+  const Convolve convolve = [&](int convolution, const Integers& inputs, const Requantization& requantization,
+                                const Integers& residual) {
+    Integers output = compute(convolution, inputs, requantization, residual);
+    if (see) see(convolution, output, requantization.output_scale);
+    return output;
   };
-  const int stream_limit = activation_limit(parameters.residual_bits());
-  const QuantizedRange shortcut_limits = shortcut_range(parameters.residual_bits());
   const auto image_values =
       static_cast<std::size_t>(network_.image_channels * network_.image_size * network_.image_size);
   const std::size_t step = image_values * static_cast<std::size_t>(chunk_);
   std::vector<float> logits;
   for (std::size_t first = 0; first < pixels_nhwc.size(); first += step) {
     const auto pixels = pixels_nhwc.subspan(first, std::min(step, pixels_nhwc.size() - first));
-    float stream_scale = parameters.first_output_scale;
-    Integers stream = convolve(0, parameters.convolutions[0], bordered_pixels(network_, pixels),
-                               {1.0F, stream_scale, 0, stream_limit});
-    show(0, stream, stream_scale);
-    for (std::size_t i = 0; i < network_.blocks.size(); ++i) {
-      const Block& shape = network_.blocks[i];
-      const QuantizedBlock& block = parameters.blocks[i];
-      const auto layer_of = [&](int convolution) -> const QuantizedLayer& {
-        return parameters.convolutions[static_cast<std::size_t>(convolution)];
-      };
-      const Integers input = block_input(block, stream, stream_scale);
-      const Integers middle =
-          convolve(shape.conv1, layer_of(shape.conv1), input,
-                   {block.input_scale, block.middle_scale, 0, activation_limit(block.middle_bits)});
-      show(shape.conv1, middle, block.middle_scale);
-      Integers shortcut;
-      float shortcut_scale = stream_scale;
-      if (shape.shortcut == Shortcut::projection) {
-        shortcut_scale = block.shortcut_scale;
-        shortcut =
-            convolve(shape.projection, layer_of(shape.projection), input,
-                     {block.input_scale, shortcut_scale, shortcut_limits.lowest, shortcut_limits.highest});
-        show(shape.projection, shortcut, shortcut_scale);
-      } else if (shape.shortcut == Shortcut::pad_channels) {
-        shortcut = pad_channels(static_cast<int>(i), stream);
-      } else {
-        shortcut = std::move(stream);
-      }
-      stream = convolve(shape.conv2, layer_of(shape.conv2), middle,
-                        {block.middle_scale, block.output_scale, 0, stream_limit,
-                         scale_ratio(shortcut_scale, block.output_scale)},
-                        shortcut);
-      stream_scale = block.output_scale;
-      show(shape.conv2, stream, stream_scale);
+    Integers stream = first_stream(parameters, pixels, convolve);
+    for (std::size_t block = 0; block < network_.blocks.size(); ++block) {
+      stream = run_block(parameters, block, std::move(stream), convolve);
     }
-    const std::vector<float> chunk_logits = classify(parameters.linear, stream, stream_scale);
+    const std::vector<float> chunk_logits =
+        classify(parameters.linear, stream, stream_scale_before(parameters, network_.blocks.size()));
     logits.insert(logits.end(), chunk_logits.begin(), chunk_logits.end());
   }
   return logits;

@@ -46,11 +46,23 @@ class Simulation {
   Integers convolve(int convolution, const QuantizedLayer& layer, const Integers& inputs,
                     const Requantization& requantization, const Integers& residual = {});
 
-  /// x of block `index` from the stream before it, whose scale is `stream_scale`.
+  /// x of a block from the stream before it, whose scale is `stream_scale`.
   Integers block_input(const QuantizedBlock& block, const Integers& stream, float stream_scale) const;
 
-  /// Shortcut A of block `index`.
-  Integers pad_channels(int index, const Integers& stream) const;
+  /// What computes one convolution of a walk: convolve() or something that looks on, or first makes the
+  /// layer.
+  using Convolve = std::function<Integers(int convolution, const Integers& inputs, const Requantization&,
+                                          const Integers& residual)>;
+
+  /// The stream that enters the first block, and the one behind block `index` from the one before it. Scales
+  /// and widths are those of `parameters`, a projection is computed between conv1 and conv2.
+  Integers first_stream(const QuantizedParameters& parameters, std::span<const std::uint8_t> pixels_nhwc,
+                        const Convolve& convolve) const;
+  Integers run_block(const QuantizedParameters& parameters, std::size_t index, Integers stream,
+                     const Convolve& convolve) const;
+
+  /// convolve() with the layers of `parameters`, which must outlive it as the Simulation must.
+  Convolve layers_of(const QuantizedParameters& parameters);
 
   /// Pool and linear layer, [images][classes].
   std::vector<float> classify(const QuantizedLayer& linear, const Integers& stream, float stream_scale) const;
@@ -64,6 +76,7 @@ class Simulation {
   const NetworkDescription& network() const { return network_; }
 
  private:
+  Integers pad_channels(const Block& block, const Integers& stream) const;
   std::size_t input_size(int convolution) const;
   std::size_t output_size(int convolution) const;
 

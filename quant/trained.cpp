@@ -18,14 +18,8 @@
 namespace nibble {
 namespace {
 
-constexpr int kStreamBits = 8;
-/// Below this a scale makes its channel zero: numbers.md's stand-in.
+/// A scale below this makes its channel zero; at 2 bits it is the stand-in's scale.
 constexpr double kSmallestScale = 0x1p-100;
-
-/// What the first convolution's weights are multiplied with before they are divided by their scale.
-float pixel_factor(std::size_t input_channel) {
-  return kMeanDeviation / kPixelDeviation[input_channel];
-}
 
 std::vector<float> step_sizes(std::span<const float> weights, std::size_t channels, int bits) {
   const std::vector<float> no_bias(channels, 0.0F);
@@ -57,7 +51,7 @@ QuantizedLayer fold_convolution(const FloatConvolution& source, const std::vecto
     bool is_zero = true;
     for (std::size_t i = 0; i < taps; ++i) {
       const float weight = source.weight[c * taps + i];
-      const float value = is_first ? weight * pixel_factor(i % 3) : weight;
+      const float value = is_first ? weight * first_weight_factor(i % 3) : weight;
       const auto integer = static_cast<std::int16_t>(quantize_weight(value / scales[c], bits));
       if (is_first) border += std::int64_t{integer} * kBorderPixel[i % 3];
       is_zero = is_zero && (bits == 2 ? weight == 0 : integer == 0);
@@ -94,34 +88,25 @@ LearnedScales initial_scales(const NetworkDescription& network, const FloatParam
   for (std::size_t i = 0; i < network.convolutions.size(); ++i) {
     std::vector<float> weights = parameters.convolutions[i].weight;
     if (i == 0) {
-      for (std::size_t k = 0; k < weights.size(); ++k) weights[k] *= pixel_factor(k % 3);
+      for (std::size_t k = 0; k < weights.size(); ++k) weights[k] *= first_weight_factor(k % 3);
     }
     scales.weights.push_back(
         step_sizes(weights, parameters.convolutions[i].gamma.size(), trained_weight_bits(scales, i)));
   }
   scales.linear = step_sizes(parameters.linear_weight, parameters.linear_bias.size(), 8);
 
-  const std::string name = observer_name == "auto" ? "mse" : observer_name;
-  const Observer& observer = find_observer(name);
   const Calibration calibration =
       calibrate(network, fold_batch_normalization(network, parameters), pixels_nhwc);
-  const auto scale = [&](int convolution, int highest) {
-    return choose_scale(observer, calibration.outputs[static_cast<std::size_t>(convolution)], highest);
-  };
-  const int limit = activation_limit(activation_bits);
-  const int stream_limit = activation_limit(kStreamBits);
-  int producer = 0;  // of the stream
-  scales.first_output = scale(0, stream_limit);
-  for (const Block& shape : network.blocks) {
-    LearnedBlockScales block;
-    if (activation_bits < 8) block.input = scale(producer, limit);
-    block.middle = scale(shape.conv1, limit);
-    if (shape.shortcut == Shortcut::projection) {
-      block.shortcut = scale(shape.projection, shortcut_range(kStreamBits).highest);
-    }
-    block.output = scale(shape.conv2, stream_limit);
-    producer = shape.conv2;
-    scales.blocks.push_back(block);
+  QuantizedParameters frame;
+  frame.weight_bits = weight_bits;
+  frame.activation_bits = activation_bits;
+  choose_activation_scales(
+      network, calibration, find_observer(observer_name == "auto" ? "mse" : observer_name),
+      [&](std::size_t) { return activation_bits; }, frame);
+  scales.first_output = frame.first_output_scale;
+  for (const QuantizedBlock& block : frame.blocks) {
+    scales.blocks.push_back({activation_bits < 8 ? block.input_scale : 1.0F, block.middle_scale,
+                             block.shortcut_scale, block.output_scale});
   }
   return scales;
 }

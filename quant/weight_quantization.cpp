@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "graph/network/float_parameters.h"
 #include "kernels/requantize.h"
 
 namespace nibble {
@@ -85,6 +86,14 @@ double least_squares_scale(std::span<const float> weights, double largest, const
 }
 
 }  // namespace
+
+std::vector<float> raw_pixel_weights(std::span<const float> weights) {
+  std::vector<float> result(weights.size());
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    result[i] = static_cast<float>(double{weights[i]} / (255.0 * double{kPixelDeviation[i % 3]}));
+  }
+  return result;
+}
 
 double fitted_scale(std::span<const float> weights, std::span<const std::int16_t> integers) {
   double product = 0;

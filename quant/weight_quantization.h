@@ -26,6 +26,10 @@ struct WeightRule {
 inline constexpr int kPairLimit = 128;
 inline constexpr int kRunLimit = 65538;
 
+/// The first convolution's weights, [...][3], for raw pixels: divided by 255 * deviation of their input
+/// channel.
+std::vector<float> raw_pixel_weights(std::span<const float> weights);
+
 /// Nearest integers of one channel at a given scale, within the rule; returns the sum of squared errors.
 /// Weights of a pair that breaks the limit move to the nearest pair that keeps it.
 double round_weights(std::span<const float> weights, double scale, const WeightRule& rule,

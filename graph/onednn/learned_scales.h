@@ -1,8 +1,10 @@
 #pragma once
 
+#include <cstddef>
 #include <vector>
 
 #include "graph/network/description.h"
+#include "graph/network/float_parameters.h"
 #include "graph/network/tensor_file.h"
 
 namespace nibble {
@@ -29,6 +31,12 @@ struct LearnedScales {
 
 /// Keeps the first convolution's scales near the others' although its inputs are 0..255.
 inline constexpr float kMeanDeviation = 0.226F;
+
+/// What the first convolution's weights are multiplied with before they are divided by their scale, in
+/// training as in the exported integers.
+inline float first_weight_factor(std::size_t input_channel) {
+  return kMeanDeviation / kPixelDeviation[input_channel];
+}
 
 /// Width of the weights of convolution `index`: the first one has 8 bits always, as the linear layer.
 int trained_weight_bits(const LearnedScales& scales, std::size_t index);

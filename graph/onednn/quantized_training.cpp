@@ -140,7 +140,7 @@ QuantizedTrainer<T>::QuantizedTrainer(const NetworkDescription& network, const L
       quantizers_(quantization_loops<T>()),
       activation_limit_(static_cast<float>(activation_limit(form.activation_bits))) {
   add_scales();
-  for (std::size_t i = 0; i < 3; ++i) pixel_factor_[i] = kMeanDeviation / kPixelDeviation[i];
+  for (std::size_t i = 0; i < 3; ++i) pixel_factor_[i] = first_weight_factor(i);
   std::size_t largest = 0;
   for (const TrainingLayer<T>& each : layers_) {
     largest = std::max(largest, static_cast<std::size_t>(each.shape.weight_count()));

@@ -69,11 +69,13 @@ LearnedLoss whole_network(const NetworkDescription& network) {
 /// Without rounding the loss is smooth almost everywhere: along the gradient of each tensor it grows as the
 /// gradient says.
 TEST(LearnedNetwork, GradientsAreTheFiniteDifferences) {
-  for (const Case& c :
-       {Case{"resnet_344", 0, "", 4, 4}, Case{"he", 20, "A", 2, 2}, Case{"he", 20, "B", 4, 8}}) {
+  for (const auto& [c, rounding] : {std::pair{Case{"resnet_344", 0, "", 4, 4}, Rounding::straight_through},
+                                    {Case{"he", 20, "A", 2, 2}, Rounding::straight_through},
+                                    {Case{"he", 20, "B", 4, 8}, Rounding::straight_through},
+                                    {Case{"resnet_344", 0, "", 4, 4}, Rounding::adaptive}}) {
     const Quantized q(c, 4);
     const int blocks = static_cast<int>(q.network.blocks.size());
-    LearnedNetwork learned(q.network, q.folded, q.nearest.parameters, Rounding::straight_through);
+    LearnedNetwork learned(q.network, q.folded, q.nearest.parameters, rounding);
     learned.set_rounding(false);
     FloatBlocks teacher(q.network, q.folded);
     const LearnedTargets targets = teacher.run(q.pixels, blocks);
@@ -111,6 +113,36 @@ TEST(LearnedNetwork, GradientsAreTheFiniteDifferences) {
       loss_at(0);
     }
     EXPECT_EQ(compared.size(), 4U) << c.variant << c.shortcut << c.bits;  // every kind of parameter
+  }
+}
+
+/// AdaRound's regularizer grows along the gradient that it adds, as that says.
+TEST(LearnedNetwork, RoundingPressureIsItsGradient) {
+  const Quantized q({"he", 8, "A", 4, 4}, 4);
+  const int blocks = static_cast<int>(q.network.blocks.size());
+  LearnedNetwork learned(q.network, q.folded, q.nearest.parameters, Rounding::adaptive);
+  const auto pressure = [&] { return learned.add_rounding_pressure(0, blocks, 0.5, 4); };
+  pressure();
+  std::vector<std::pair<OptimizedTensor, std::vector<float>>> all;  // with the gradient of one call
+  for (const OptimizedTensor& tensor : learned.tensors(0, blocks, false, {})) {
+    if (tensor.name != "position") continue;
+    all.emplace_back(tensor, std::vector<float>(tensor.gradients.begin(), tensor.gradients.end()));
+  }
+  ASSERT_FALSE(all.empty());
+  for (const auto& [tensor, gradient] : all) {
+    const std::vector<float> start(tensor.values.begin(), tensor.values.end());
+    double norm = 0;
+    for (const float g : gradient) norm += double{g} * double{g};
+    norm = std::sqrt(norm);
+    ASSERT_GT(norm, 0.01);
+    const auto pressure_at = [&](double distance) {
+      for (std::size_t i = 0; i < start.size(); ++i) {
+        tensor.values[i] = start[i] + static_cast<float>(distance * double{gradient[i]} / norm);
+      }
+      return pressure();
+    };
+    EXPECT_NEAR((pressure_at(1e-2) - pressure_at(-1e-2)) / 2e-2 / norm, 1, 0.02);
+    pressure_at(0);
   }
 }
 

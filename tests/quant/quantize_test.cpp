@@ -6,6 +6,7 @@
 
 #include "graph/network/error.h"
 #include "graph/network/reference_network.h"
+#include "graph/onednn/int8_unfused_network.h"
 #include "kernels/requantize.h"
 #include "quant/float_pass.h"
 #include "quant/quantize_unfused.h"
@@ -216,6 +217,25 @@ TEST(Quantize, OptionsThatDoNotGoTogetherAreRefused) {
   options.pair_safe = true;
   EXPECT_EQ(refusal(options),
             "the method 'brecq' does not keep pairs safe; leave out --pair-safe or choose --method nearest");
+}
+
+/// Each operation by itself in 8 bits, on oneDNN: near the FP32 network, as its fused sister is.
+TEST(Quantize, UnfusedIsNearTheFloatNetwork) {
+  Trained t = trained("resnet_344", 0, "", 16);
+  t.network = describe_network("resnet_344", 0, "");
+  t.pixels = cases::random_pixels(t.network, 16, 22);
+  const UnfusedNetwork unfused = quantize_unfused(t.network, t.parameters, t.pixels, default_options(8, 8));
+  std::vector<float> logits(16 * 10);
+  Int8UnfusedNetwork(unfused, 16).run(t.pixels, 16, logits);
+  const std::vector<float> wanted = FloatPass(t.network, fold_batch_normalization(t.network, t.parameters))
+                                        .run(t.pixels, [](const FloatTap&) {});
+  double power = 0;
+  double error = 0;
+  for (std::size_t i = 0; i < logits.size(); ++i) {
+    power += double{wanted[i]} * double{wanted[i]};
+    error += (double{logits[i]} - double{wanted[i]}) * (double{logits[i]} - double{wanted[i]});
+  }
+  EXPECT_GT(10 * std::log10(power / error), 12);
 }
 
 TEST(Quantize, WithoutImagesThereIsNothingToCalibrateOn) {
