@@ -37,7 +37,26 @@ void add_scaled(std::span<float> sum, double scale, std::span<const float> value
   for (std::size_t i = 0; i < sum.size(); ++i) sum[i] = a * sum[i] + b * values[i];
 }
 
+/// The FP32 checkpoint that a trained quantization begins with.
+TensorFile read_start(const QuantConfiguration& quant, const NetworkDescription& network) {
+  TensorFile file = read_tensor_file(choose_checkpoint(quant.from).file);
+  if (stored_network(file) != network) {
+    throw InputError(file.file.string() +
+                     " (cfg_quant.from) is of another network than the configuration's; choose one of this");
+  }
+  return file;
+}
+
 }  // namespace
+
+void require_sources(const Configuration& configuration, const NetworkDescription& network) {
+  if (configuration.trains_quantized())
+    stored_parameters(network, read_start(configuration.cfg_quant, network));
+  const std::string& teacher = configuration.cfg_train.distillation.teacher;
+  if (teacher.empty()) return;
+  const TensorFile file = read_tensor_file(teacher);
+  stored_parameters(stored_network(file), file);
+}
 
 OptimizerSettings optimizer_settings(const TrainConfiguration& configuration) {
   OptimizerSettings settings;
@@ -101,20 +120,15 @@ void Learner::start_quantized(const Configuration& configuration, const Dataset&
     make(stored_scales(description_, *state));
     return;
   }
-  const ChosenCheckpoint chosen = choose_checkpoint(quant.from);
-  const TensorFile file = read_tensor_file(chosen.file);
-  if (stored_network(file) != description_) {
-    throw InputError(chosen.file.string() +
-                     " (cfg_quant.from) is of another network than the configuration's; choose one of this");
-  }
+  const TensorFile file = read_start(quant, description_);
   const FloatParameters parameters = stored_parameters(description_, file);
   const CalibrationImages images = choose_calibration_images(training, quant.calibration_images, quant.seed);
   const int activation_bits = quant.activation_bits == 0 ? quant.bits : quant.activation_bits;
   make(initial_scales(description_, parameters, images.pixels, quant.bits, activation_bits, quant.observer));
   network_->set_parameters(parameters);
   provenance_ = images.provenance;
-  provenance_["from"] = chosen.file.filename().string();
-  provenance_["from_sha256"] = sha256_of_file(chosen.file);
+  provenance_["from"] = file.file.filename().string();
+  provenance_["from_sha256"] = sha256_of_file(file.file);
   provenance_["observer"] = quant.observer == "auto" ? "mse" : quant.observer;
 }
 

@@ -72,6 +72,10 @@ class Learner {
   double mixup_weight_ = 1;
 };
 
+/// Throws InputError when the teacher or cfg_quant.from cannot be read or is of another network: before
+/// anything is moved or written for a training that could not begin.
+void require_sources(const Configuration& configuration, const NetworkDescription& network);
+
 OptimizerSettings optimizer_settings(const TrainConfiguration& configuration);
 Precision precision_of(const TrainConfiguration& configuration);
 

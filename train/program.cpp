@@ -95,22 +95,35 @@ bool is_finished(const std::string& checkpoint_path) {
   return fs::exists(last) && stored_position(read_tensor_file(last)).finished;
 }
 
-std::string text_of(const NetworkDescription& network) {
-  return fmt::format("{} of depth {} with shortcut {}", network.variant, network.depth, network.shortcut);
+std::string text_of(const NetworkDescription& network, int weight_bits, int activation_bits) {
+  const std::string bits = weight_bits == 32 ? ""
+                                             : fmt::format(", {}-bit weights and {}-bit activations",
+                                                           weight_bits, activation_bits);
+  return fmt::format("{} of depth {} with shortcut {}{}", network.variant, network.depth, network.shortcut,
+                     bits);
 }
 
 /// Who asks for the training of one network must not get the accuracy of another.
 void require_same_network(const Configuration& configuration) {
   const TensorFile file = read_tensor_file(CheckpointPaths(configuration.cfg.checkpoint_path).last);
-  const NetworkDescription stored =
-      is_trained(file) ? stored_network(file, kTrainedFormat) : stored_network(file);
+  const bool trained = is_trained(file);
+  const NetworkDescription stored = trained ? stored_network(file, kTrainedFormat) : stored_network(file);
+  LearnedScales widths;
+  widths.weight_bits = widths.activation_bits = 32;
+  if (trained) widths = stored_scales(stored, file);
   const NetworkConfiguration& asked = configuration.cfg_network;
+  const QuantConfiguration& quant = configuration.cfg_quant;
   const NetworkDescription network = describe_network(asked.variant, asked.depth, asked.shortcut);
-  if (stored == network) return;
-  throw InputError(fmt::format(
-      "{} is a finished {}, but cfg_network asks for {}: choose another --checkpoint-path, move it away with "
-      "--no-resume, or evaluate it with -e",
-      file.file.string(), text_of(stored), text_of(network)));
+  const int weight_bits = configuration.trains_quantized() ? quant.bits : 32;
+  const int activation_bits =
+      configuration.trains_quantized() && quant.activation_bits != 0 ? quant.activation_bits : weight_bits;
+  if (stored == network && widths.weight_bits == weight_bits && widths.activation_bits == activation_bits)
+    return;
+  throw InputError(
+      fmt::format("{} is a finished {}, but the configuration asks for {}: choose another --checkpoint-path, "
+                  "move it away with --no-resume, or evaluate it with -e",
+                  file.file.string(), text_of(stored, widths.weight_bits, widths.activation_bits),
+                  text_of(network, weight_bits, activation_bits)));
 }
 
 }  // namespace
@@ -128,6 +141,12 @@ void add_train_options(CLI::App& app, TrainOptions& options) {
                "Move what is at the checkpoint path to P.old* and begin anew");
   app.add_option("--checkpoint-path", options.checkpoint_path,
                  "Instead of cfg.checkpoint_path: P for P.safetensors; with -e also any checkpoint file");
+}
+
+int run_training(const Configuration& configuration, const TrainingData& data, TrainingFiles& files) {
+  catch_interrupts();
+  const TrainingEnd end = train_network(configuration, data, files, [] { return interrupted_by() != 0; });
+  return end == TrainingEnd::interrupted ? 128 + interrupted_by() : 0;
 }
 
 int train_program(const TrainOptions& options) {
@@ -151,11 +170,9 @@ int train_program(const TrainOptions& options) {
   const Dataset validation = held_out > 0 ? read_cifar10(folder, Split::validation, held_out) : Dataset{};
   const Dataset test = read_cifar10(folder, Split::test);
 
-  catch_interrupts();
-  const TrainingEnd end =
-      train_network(configuration, {&training, held_out > 0 ? &validation : nullptr, &test}, files,
-                    [] { return interrupted_by() != 0; });
-  if (end == TrainingEnd::interrupted) return 128 + interrupted_by();
+  const int code =
+      run_training(configuration, {&training, held_out > 0 ? &validation : nullptr, &test}, files);
+  if (code != 0) return code;
   return configuration.trains_quantized() ? export_checkpoint(configuration)
                                           : evaluate_checkpoint(configuration);
 }

@@ -5,6 +5,8 @@
 #include <optional>
 #include <string>
 
+#include "train/training.h"
+
 namespace nibble {
 
 /// The command line of `train`.
@@ -19,6 +21,9 @@ struct TrainOptions {
 };
 
 void add_train_options(CLI::App& app, TrainOptions& options);
+
+/// Trains until the end or the first SIGINT or SIGTERM. Returns 0, or 128 + the signal's number.
+int run_training(const Configuration& configuration, const TrainingData& data, TrainingFiles& files);
 
 /// Trains or evaluates. Returns 0, or 128 + the signal's number when SIGINT (130) or SIGTERM (143) stopped
 /// the training and its state is saved. Throws InputError and RunError.

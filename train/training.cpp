@@ -61,6 +61,10 @@ class TrainingRun {
         position_(files.state() ? stored_position(*files.state()) : TrainingPosition{}) {
     // A state that is refused must leave the log as it is.
     if (files.state()) resume(*files.state());
+    if (train_.warmup_epochs > 0 && train_.warmup_epochs >= train_.n_epoches) {
+      say(fmt::format("the learning rate only rises: cfg_train.warmup_epochs is {:g} of {} epochs",
+                      train_.warmup_epochs, train_.n_epoches));
+    }
     log_.emplace(paths_.log, position_.epoch, files.state().has_value());
     write_header(files.state().has_value());
   }
@@ -312,6 +316,8 @@ void require_trainable(const Configuration& configuration, const TrainingData& d
 TrainingFiles::TrainingFiles(const Configuration& configuration, bool resume)
     : paths_(configuration.cfg.checkpoint_path), lock_(paths_) {
   const NetworkDescription network = network_of(configuration);
+  const bool goes_on = resume && fs::exists(paths_.last);
+  if (!goes_on) require_sources(configuration, network);
   // Parameters, up to four buffers of state, the old file beside the new one, P.best: twelve times the
   // parameters and a little for metadata and log.
   require_space(paths_,
@@ -322,7 +328,7 @@ TrainingFiles::TrainingFiles(const Configuration& configuration, bool resume)
     }
     return;
   }
-  if (fs::exists(paths_.last)) {
+  if (goes_on) {
     TensorFile file = read_tensor_file(paths_.last);
     if (stored_position(file).finished) {
       throw InputError(

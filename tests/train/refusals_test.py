@@ -81,7 +81,7 @@ def main():
             return
         shutil.copyfile(checkout / "chkp" / "64_200.safetensors", trained)
         other = '{"cfg": {"checkpoint_path": "./chkp/p"}, "cfg_network": {"variant": "he", "depth": 20, "shortcut": "A"}}'
-        refused("cfg_network asks for he of depth 20", "train", *configuration(other))
+        refused("the configuration asks for he of depth 20", "train", *configuration(other))
         configuration(no_network)
         # Without a network and without data only bench has something to do.
         refused("CIFAR10_ROOT", "train", "--cfg", "c.json", "-e", code=1)

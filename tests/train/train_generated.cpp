@@ -7,8 +7,7 @@
 #include "cfg/program.h"
 #include "graph/data/cifar10.h"
 #include "tests/train/generated_data.h"
-#include "train/interrupt.h"
-#include "train/training.h"
+#include "train/program.h"
 
 int main(int argc, char** argv) {
   std::string configuration_file;
@@ -29,10 +28,6 @@ int main(int argc, char** argv) {
         const nibble::Dataset training = nibble::labelled_images(images);
         const nibble::Dataset test = nibble::labelled_images(16);
         nibble::TrainingFiles files(configuration, !no_resume);
-        nibble::catch_interrupts();
-        const nibble::TrainingEnd end =
-            nibble::train_network(configuration, {.training = &training, .test = &test}, files,
-                                  [] { return nibble::interrupted_by() != 0; });
-        return end == nibble::TrainingEnd::finished ? 0 : 128 + nibble::interrupted_by();
+        return nibble::run_training(configuration, {.training = &training, .test = &test}, files);
       });
 }

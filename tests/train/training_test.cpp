@@ -12,8 +12,11 @@
 
 #include "graph/network/error.h"
 #include "graph/optimize/loss.h"
+#include "kernels/cpu.h"
 #include "quant/simulation.h"
 #include "quant/trained.h"
+#include "tests/environment.h"
+#include "tests/messages.h"
 #include "tests/temporary_folder.h"
 #include "tests/train/generated_data.h"
 #include "train/initialize.h"
@@ -36,7 +39,7 @@ const char* const kEverything = R"({
   "cfg_network": {"variant": "he", "depth": 20, "shortcut": "B"},
   "cfg_dataloader_train": {"batch_size": 16, "num_workers": 1},
   "cfg_train": {"n_epoches": 2, "optimizer": "sgd", "learning_rate": 0.1, "schedule": "cosine", "warmup_epochs": 1,
-                "weight_decay_on": "convolutions", "loss_reduction": "mean", "label_smoothing": 0.1,
+                "weight_decay_on": "convolutions", "loss_reduction": "mean", "label_smoothing": 0.1, "validation": 20,
                 "weight_average": 0.9, "augmentation": {"cutout": 8, "mixup": 0.5}}
 })";
 
@@ -87,6 +90,10 @@ class Training : public testing::Test {
     return read_tensor_file(CheckpointPaths(how.cfg.checkpoint_path).last);
   }
 
+  static TensorFile best(const Configuration& how) {
+    return read_tensor_file(CheckpointPaths(how.cfg.checkpoint_path).best);
+  }
+
   static std::vector<nlohmann::json> epochs_of(const Configuration& how) {
     std::ifstream file(CheckpointPaths(how.cfg.checkpoint_path).log);
     std::vector<nlohmann::json> lines;
@@ -112,24 +119,20 @@ void expect_same_tensors(const TensorFile& a, const TensorFile& b) {
   }
 }
 
-template <typename Work>
-std::string message_of(const Work& work) {
-  try {
-    work();
-  } catch (const InputError& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
-}
-
 TEST_F(Training, StoppedAnywhereGoesOnWithTheSameBits) {
-  for (const char* text : {kAdamw, kEverything}) {
-    const std::string recipe = text == kAdamw ? "adamw" : "everything";
-    const Configuration straight = configuration(text, recipe + "_straight");
+  for (const std::string recipe : {"adamw", "everything", "bf16"}) {
+    const bool bf16 = recipe == "bf16";
+    if (bf16 && !has_avx512_bf16()) continue;
+    const auto named = [&](const std::string& name) {
+      Configuration result = configuration(recipe == "adamw" ? kAdamw : kEverything, recipe + name);
+      if (bf16) result.cfg_train.precision = "bf16";
+      return result;
+    };
+    const Configuration straight = named("_straight");
     ASSERT_EQ(train(straight), TrainingEnd::finished);
     // Of six steps: after 1, in the middle of an epoch; after 3, at its end; after 4; and after every one.
     for (const int steps : {1, 3, 4, 0}) {
-      const Configuration stopped = configuration(text, recipe + std::to_string(steps));
+      const Configuration stopped = named(std::to_string(steps));
       int done = 0;
       int starts = 0;
       const auto stop = [&] { return ++done, steps == 0 || done == steps; };
@@ -139,6 +142,7 @@ TEST_F(Training, StoppedAnywhereGoesOnWithTheSameBits) {
       }
       EXPECT_GE(starts, 1);
       expect_same_tensors(last(straight), last(stopped));
+      if (straight.cfg_train.validation > 0) expect_same_tensors(best(straight), best(stopped));
       const std::vector<nlohmann::json> expected = epochs_of(straight);
       const std::vector<nlohmann::json> epochs = epochs_of(stopped);
       ASSERT_EQ(epochs.size(), 2U);
@@ -193,15 +197,21 @@ TEST_F(Training, AMissingIntegerFileIsExportedByTheNextStart) {
   TrainOptions options;
   options.configuration = (folder_ / "quantized.json").string();
   std::ofstream(options.configuration) << to_json(quantized);
-  const char* root = std::getenv("CIFAR10_ROOT");
-  const std::string old_root = root == nullptr ? "" : root;
-  setenv("CIFAR10_ROOT", (folder_ / "nothing").c_str(), 1);
+  const EnvironmentVariable no_data("CIFAR10_ROOT", (folder_ / "nothing").c_str());
   EXPECT_THROW(train_program(options), std::runtime_error);
   EXPECT_EQ(read_quantized(integers).parameters.provenance.at("source"), "quantized.safetensors");
   const auto written = fs::last_write_time(integers);
   EXPECT_THROW(train_program(options), std::runtime_error);
   EXPECT_EQ(fs::last_write_time(integers), written);
-  root == nullptr ? unsetenv("CIFAR10_ROOT") : setenv("CIFAR10_ROOT", old_root.c_str(), 1);
+
+  // Another width is not passed off as the one that is asked for.
+  Configuration wider = quantized;
+  wider.cfg_quant.bits = 4;
+  std::ofstream(options.configuration) << to_json(wider);
+  EXPECT_NE(message_of([&] {
+              train_program(options);
+            }).find("2-bit weights and 4-bit activations, but the configuration asks for"),
+            std::string::npos);
 }
 
 TEST_F(Training, QuantizedFromAnotherNetworkIsRefused) {
@@ -212,6 +222,15 @@ TEST_F(Training, QuantizedFromAnotherNetworkIsRefused) {
   EXPECT_NE(message_of([&] { train(other); }).find("cfg_quant.from"), std::string::npos);
   other.cfg_quant.from = (folder_ / "missing").string();
   EXPECT_NE(message_of([&] { train(other); }).find("missing"), std::string::npos);
+}
+
+TEST_F(Training, NothingIsMovedForATrainingThatCannotBegin) {
+  const Configuration start = one_epoch(kAdamw);
+  ASSERT_EQ(train(start), TrainingEnd::finished);
+  Configuration again = start;
+  again.cfg_train.distillation.teacher = (folder_ / "missing.safetensors").string();
+  EXPECT_NE(message_of([&] { TrainingFiles files(again, false); }).find("missing"), std::string::npos);
+  EXPECT_EQ(last(start).metadata.at("finished"), "true");
 }
 
 TEST_F(Training, TwoThreadsGiveTheSameBitsEachTime) {
