@@ -29,9 +29,9 @@ namespace {
 /// As many as the published test set has.
 constexpr int kGeneratedImages = 10000;
 
-/// The test images; generated ones where there is no data set and none can be fetched. A folder that is there
-/// but wrong is an error.
-Dataset images_to_measure(const Configuration& configuration, int limit) {
+/// The test images, or `held_out` training images; generated ones where there is no data set and none can be
+/// fetched. A folder that is there but wrong is an error.
+Dataset images_to_measure(const Configuration& configuration, int limit, int held_out = 0) {
   Dataset images;
   const std::filesystem::path root = cifar10_root(configuration.cfg_CIFAR.root);
   std::optional<std::filesystem::path> folder = find_data_files(root);
@@ -47,7 +47,11 @@ Dataset images_to_measure(const Configuration& configuration, int limit) {
                 << std::endl;
     }
   }
-  images = folder ? read_cifar10(*folder, Split::test) : generated_images(kGeneratedImages);
+  if (folder) {
+    images = read_cifar10(*folder, held_out > 0 ? Split::validation : Split::test, held_out);
+  } else {
+    images = generated_images(kGeneratedImages);
+  }
   if (limit > 0 && limit < images.count()) {
     images.pixels.resize(static_cast<std::size_t>(limit) * cifar10_image_bytes);
     if (!images.labels.empty()) images.labels.resize(static_cast<std::size_t>(limit));
@@ -69,6 +73,9 @@ std::vector<std::string> arguments_for_children(const BenchOptions& options, int
   std::vector<std::string> arguments = {"--batch",   std::to_string(batch),
                                         "--images",  std::to_string(options.images),
                                         "--threads", std::to_string(omp_get_max_threads())};
+  if (options.held_out > 0) {
+    arguments.insert(arguments.end(), {"--held-out", std::to_string(options.held_out)});
+  }
   if (!options.configuration.empty()) arguments.insert(arguments.end(), {"--cfg", options.configuration});
   if (options.profile) arguments.emplace_back("--profile");
   for (const std::string& model : options.models) arguments.insert(arguments.end(), {"--models", model});
@@ -130,8 +137,9 @@ int run_verification(const BenchOptions& options, const Configuration& configura
   measurement_options.first_logit = false;
   measurement_options.latency = false;
   measurement_options.profile = false;
-  Measurement measurement(selection.rows,
-                          images_to_measure(configuration, base.context.dataset.images.value_or(0)),
+  const int count = base.context.dataset.images.value_or(0);
+  const bool held_out = base.context.dataset.name == dataset_name(Split::validation);
+  Measurement measurement(selection.rows, images_to_measure(configuration, count, held_out ? count : 0),
                           measurement_options);
   const Comparison comparison = verify(base, measurement.finish());
   for (const std::string& line : comparison.lines) std::cout << line << "\n";
@@ -174,7 +182,7 @@ int run_measurement(const BenchOptions& options, const Configuration& configurat
   if (!options.compare.empty()) base = read_report(options.compare);
   const std::vector<RowRequest> requests = requests_for(configuration, options);
   std::vector<ReportRow> peers;
-  if (!options.worker && options.models.empty()) {
+  if (!options.worker && options.models.empty() && options.held_out == 0) {
     peers =
         peer_rows(options.peers.empty() ? std::nullopt : std::optional<std::filesystem::path>(options.peers));
   }
@@ -187,9 +195,10 @@ int run_measurement(const BenchOptions& options, const Configuration& configurat
   if (options.isa_sweep) {
     report = sweep(sweep_steps(), arguments_for_children(options, measurement_options.batch), options.runs);
     if (page)
-      figures = collect_figures(requests, images_to_measure(configuration, options.images), {}, log_folder);
+      figures = collect_figures(requests, images_to_measure(configuration, options.images, options.held_out),
+                                {}, log_folder);
   } else {
-    Dataset images = images_to_measure(configuration, options.images);
+    Dataset images = images_to_measure(configuration, options.images, options.held_out);
     Measurement measurement(requests, std::move(images), measurement_options);
     if (options.worker) return work_for_sweep(measurement);
     run_rounds(measurement, options.runs);
@@ -226,6 +235,10 @@ void add_bench_options(CLI::App& app, BenchOptions& options) {
       ->capture_default_str();
   app.add_option("--images", options.images, "Only the first N test images (default: all)")
       ->check(CLI::Range(0, 10000));
+  app.add_option("--held-out", options.held_out,
+                 "Instead of the test images: the last N training images, which a training with "
+                 "cfg_train.validation N left out")
+      ->check(CLI::Range(1, 10000));
   app.add_flag("--profile", options.profile, "Time, GMAC/s and share of each layer");
   app.add_flag("--isa-sweep", options.isa_sweep, "Each instruction set of this CPU, in a process of its own");
   app.add_option("--peers", options.peers, "Rows of other engines (default: bench/peers.json)");
@@ -248,6 +261,9 @@ void add_bench_options(CLI::App& app, BenchOptions& options) {
 
 int run_bench(const BenchOptions& options) {
   if (!options.first_logit.empty()) return print_first_logit_time(options.first_logit);
+  if (options.held_out > 0 && options.images > 0) {
+    throw InputError("--held-out N says how many images are measured; leave out --images");
+  }
 
   const Configuration configuration = load_configuration(
       options.configuration.empty() ? default_configuration_file : options.configuration.c_str());

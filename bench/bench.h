@@ -16,7 +16,8 @@ struct BenchOptions {
   std::vector<std::string> models;
   int batch = 0;  ///< 0: the configuration's
   int runs = 5;
-  int images = 0;  ///< only so many of the first images; 0: all
+  int images = 0;    ///< only so many of the first images; 0: all
+  int held_out = 0;  ///< the last so many training images instead of the test images; 0: the test images
   bool profile = false;
   bool isa_sweep = false;
   std::string peers;

@@ -228,6 +228,7 @@ Comparison verify(const Report& base, const Report& current) {
                            base.context.dataset.sha256 == current.context.dataset.sha256 &&
                            base.context.dataset.images == current.context.dataset.images;
   Comparison comparison;
+  int compared = 0;
   for (const ReportRow& stated : base.rows) {
     if (stated.file.empty()) continue;  // another engine's row
     const auto found = std::find_if(current.rows.begin(), current.rows.end(), [&](const ReportRow& row) {
@@ -241,6 +242,7 @@ Comparison verify(const Report& base, const Report& current) {
       comparison.lines.push_back(label(stated) + ": not run on one of the machines");
       continue;
     }
+    ++compared;
     Differences differences;
     differences.check("file_bytes", found->file_bytes.value_or(-1), stated.file_bytes.value_or(-1));
     const bool images_count = same_images && found->top1 && stated.top1;
@@ -262,8 +264,9 @@ Comparison verify(const Report& base, const Report& current) {
     comparison.lines.push_back(label(stated) + ": " +
                                (differences.empty() ? "as stated" : differences.text()));
   }
-  if (comparison.lines.empty())
-    throw InputError("the report has no row with a file; there is nothing to verify");
+  if (compared == 0) {
+    throw InputError("no row of the report can be run here; name a report of these checkpoints");
+  }
   return comparison;
 }
 

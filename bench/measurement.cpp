@@ -178,7 +178,7 @@ void Measurement::classify() {
     const int classes = row->opened.network.classes;
     const std::vector<float> logits = logits_of(*row->opened.model, images_, options_.batch, classes);
     row->predicted = classes_of(logits, classes);
-    if (!images_.labels.empty() && images_.count() >= kSignatureImages) {
+    if (images_.name == dataset_name(Split::test) && images_.count() >= kSignatureImages) {
       row->report.signature = signature(std::span(logits).first(static_cast<std::size_t>(kSignatureImages) *
                                                                 static_cast<std::size_t>(classes)));
     }

@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "cfg/nearest.h"
+#include "graph/data/sha256.h"
 #include "graph/network/checkpoint_path.h"
 #include "graph/network/error.h"
 #include "graph/network/quantized_parameters.h"
@@ -28,6 +29,7 @@ struct Candidate {
   std::string base;
   std::string remainder;
   std::vector<std::size_t> kinds;  // indices of row_kinds()
+  std::string float_sha256;        // of the FP32 file that it is or was made from; empty: not recorded
 };
 
 std::string stem_of(const fs::path& file) {
@@ -53,7 +55,10 @@ std::optional<Candidate> inspect(const fs::path& file) {
   const std::string format = metadata_or_empty(tensors, "format");
   const bool mixed = !metadata_or_empty(tensors, std::string("provenance.") + kMixedWidths).empty();
   const std::string bits = mixed ? std::to_string(kMixedKind) : metadata_or_empty(tensors, "weight_bits");
-  Candidate candidate{file, stem_of(file), "", {}};
+  Candidate candidate{file, stem_of(file), "", {}, ""};
+  for (const char* key : {"provenance.from_sha256", "provenance.source_sha256"}) {
+    if (candidate.float_sha256.empty()) candidate.float_sha256 = metadata_or_empty(tensors, key);
+  }
   std::string suffix;
   for (std::size_t i = 0; i < row_kinds().size(); ++i) {
     const RowKind& kind = row_kinds()[i];
@@ -112,13 +117,14 @@ class Folder {
       remarks_.push_back("passed over: " + sentence);
       return;
     }
-    if (row_kinds()[candidate->kinds.front()].format == std::string(kFloatFormat) && !demanded) {
+    if (is_float(*candidate) && !demanded) {
       const ChosenCheckpoint chosen = choose_checkpoint((file.parent_path() / candidate->base).string());
       candidate->file = chosen.file;
       if (!chosen.ignored_best.empty()) {
         remarks_.push_back(chosen.ignored_best.string() + " is left from an older training and is ignored");
       }
     }
+    if (is_float(*candidate)) candidate->float_sha256 = sha256_of_file(candidate->file);
     candidates_.push_back(*candidate);
   }
 
@@ -171,16 +177,24 @@ class Folder {
 
   bool is_here(const Candidate& candidate) const { return candidate.file.parent_path() == folder_; }
 
-  /// The FP32 file that `candidate` was made from, beside it; P's own where its base has none.
+  static bool is_float(const Candidate& candidate) {
+    return row_kinds()[candidate.kinds.front()].format == std::string(kFloatFormat);
+  }
+
+  /// The FP32 file that `candidate` was made from, as it says; else the one of its base beside it, else P's
+  /// own.
   fs::path reference(const Candidate& candidate) const {
-    fs::path found;
+    if (is_float(candidate)) return candidate.file;
+    fs::path own;
+    fs::path beside;
     for (const Candidate& other : candidates_) {
-      if (row_kinds()[other.kinds.front()].format != std::string(kFloatFormat)) continue;
-      const bool beside = other.file.parent_path() == candidate.file.parent_path();
-      if (beside && other.base == candidate.base) return other.file;
-      if (is_here(other) && other.base == own_base_) found = other.file;
+      if (!is_float(other)) continue;
+      if (!candidate.float_sha256.empty() && other.float_sha256 == candidate.float_sha256) return other.file;
+      const bool same_folder = other.file.parent_path() == candidate.file.parent_path();
+      if (same_folder && other.base == candidate.base) beside = other.file;
+      if (is_here(other) && other.base == own_base_) own = other.file;
     }
-    return found;
+    return beside.empty() ? own : beside;
   }
 
   fs::path folder_;

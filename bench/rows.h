@@ -37,7 +37,7 @@ struct RowRequest {
   RowKind kind;
   std::string name;  ///< kind.name, with what distinguishes files of the same kind
   std::filesystem::path file;
-  std::filesystem::path reference;  ///< the FP32 file whose classes are compared; empty: there is none
+  std::filesystem::path reference;  ///< the FP32 file that it was made from; empty: there is none
 };
 
 struct RowSelection {

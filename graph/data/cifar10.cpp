@@ -108,6 +108,11 @@ fs::path cifar10_root(const fs::path& root) {
   return variable != nullptr && *variable != '\0' ? fs::path(variable) : root;
 }
 
+const char* dataset_name(Split split) {
+  static constexpr const char* kNames[] = {"CIFAR-10 train", "CIFAR-10 validation", "CIFAR-10 test"};
+  return kNames[static_cast<int>(split)];
+}
+
 Dataset read_cifar10(const fs::path& folder, Split split, int validation, const DataFiles& published) {
   const std::size_t training_files = published.files.size() - 1;
   const int last_records = published.files[training_files - 1].records;
@@ -134,8 +139,7 @@ Dataset read_cifar10(const fs::path& folder, Split split, int validation, const 
   }
 
   Dataset dataset;
-  static constexpr const char* kNames[] = {"CIFAR-10 train", "CIFAR-10 validation", "CIFAR-10 test"};
-  dataset.name = kNames[static_cast<int>(split)];
+  dataset.name = dataset_name(split);
   std::size_t count = 0;
   for (const Part& part : parts) count += static_cast<std::size_t>(part.end - part.first);
   dataset.pixels.resize(count * cifar10_image_bytes);

@@ -54,6 +54,9 @@ std::filesystem::path cifar10_root(const std::filesystem::path& root);
 
 enum class Split { train, validation, test };
 
+/// "CIFAR-10 train", "CIFAR-10 validation" or "CIFAR-10 test".
+const char* dataset_name(Split split);
+
 /// Reads one split from `folder` (of find_data_files). The last `validation` records of the last training
 /// file are the validation split, the other training records the train split.
 ///

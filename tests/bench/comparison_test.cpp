@@ -56,6 +56,13 @@ TEST(Verify, DemandsEqualSignatures) {
   EXPECT_TRUE(verify(base, other).failed);
 }
 
+TEST(Verify, ComparesAtLeastOneRow) {
+  const Report base = report_of({1});
+  Report other = base;
+  other.rows[0].name = "another";
+  EXPECT_THROW(verify(base, other), InputError);
+}
+
 TEST(Verify, HoldsAcrossInstructionSetsForOurOwnKernels) {
   const Report base = report_of({1});
   Report other = base;

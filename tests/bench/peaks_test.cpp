@@ -7,7 +7,8 @@
 namespace nibble {
 namespace {
 
-/// The bound of numbers.md. A busy machine makes a probe look for quiet moments longer, up to this time.
+/// What a probe must reach of its documented rate. A busy machine makes a probe look for quiet moments
+/// longer, up to this time.
 constexpr double kPatience = 30;
 
 TEST(Peaks, ReachTheirDocumentedRates) {

@@ -8,8 +8,10 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "bench/sweep.h"
 #include "kernels/cpu.h"
 #include "tests/bench/checkpoints.h"
+#include "tests/environment.h"
 #include "tests/temporary_folder.h"
 
 namespace nibble {
@@ -49,11 +51,12 @@ class BenchProgram : public testing::Test {
     folder_ = nullptr;
   }
 
-  /// In the folder, without a data set.
-  static Outcome run(const std::string& program, const std::string& arguments) {
+  /// In the folder, without a data set unless `environment` leaves it.
+  static Outcome run(const std::string& program, const std::string& arguments,
+                     const std::string& environment = "env -u CIFAR10_ROOT") {
     const std::filesystem::path out = *folder_ / "stdout";
     const std::filesystem::path err = *folder_ / "stderr";
-    const std::string command = "cd '" + folder_->path().string() + "' && env -u CIFAR10_ROOT '" + program +
+    const std::string command = "cd '" + folder_->path().string() + "' && " + environment + " '" + program +
                                 "' " + arguments + " >'" + out.string() + "' 2>'" + err.string() + "'";
     const int status = std::system(command.c_str());
     return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, content_of(out), content_of(err)};
@@ -70,6 +73,27 @@ class BenchProgram : public testing::Test {
   static TemporaryFolder* folder_;
 };
 TemporaryFolder* BenchProgram::folder_ = nullptr;
+
+TEST_F(BenchProgram, MeasuresHeldOutImages) {
+  if (std::getenv("CIFAR10_ROOT") == nullptr) GTEST_SKIP() << "CIFAR10_ROOT is not set";
+  const auto with_data = [](const std::string& arguments) {
+    return run(NIBBLE_BENCH, "--cfg p.json " + arguments, "env");
+  };
+  const Outcome measured =
+      with_data("--held-out 70 --batch 32 --runs 1 --models int8 --report json -o held_out.json");
+  ASSERT_EQ(measured.code, 0) << measured.err;
+  const Json json = Json::parse(content_of(*folder_ / "held_out.json"));
+  EXPECT_EQ(json.at("context").at("dataset").at("name"), "CIFAR-10 validation");
+  EXPECT_EQ(json.at("context").at("dataset").at("images"), 70);
+  EXPECT_FALSE(json.at("rows").at(0).at("top1").is_null());
+  const Outcome verified = with_data("--verify held_out.json");
+  EXPECT_EQ(verified.code, 0) << verified.out << verified.err;
+  Json other = json;
+  other.at("rows").at(0).at("top1") = json.at("rows").at(0).at("top1").get<double>() + 1.0 / 70;
+  std::ofstream(*folder_ / "held_out.json") << other;
+  EXPECT_EQ(with_data("--verify held_out.json").code, 1);  // the same images were looked at
+  EXPECT_EQ(with_data("--held-out 10001").code, 2);
+}
 
 TEST_F(BenchProgram, MeasuresEveryFile) {
   std::ofstream(*folder_ / "no_peers.json")
@@ -144,23 +168,24 @@ TEST_F(BenchProgram, ProfilesLayers) {
 
 TEST_F(BenchProgram, SweepsInstructionSets) {
   const Json rows = bench_json("--isa-sweep --models int2,FP32").at("rows");
-  std::set<std::string> sets;
+  std::vector<std::string> sets;
   for (const Json& row : rows) {
     if (row.at("name") != "int2") continue;
-    sets.insert(row.at("isa").get<std::string>());
+    sets.push_back(row.at("isa"));
     EXPECT_EQ(row.at("signature_generated"), rows.at(0).at("signature_generated"));
     EXPECT_EQ(row.at("seconds").at("runs").size(), 2U);
   }
-  EXPECT_FALSE(sets.empty());
+  std::vector<std::string> expected;
+  for (const SweepStep& step : sweep_steps()) expected.emplace_back(step.nibble_max_isa);
+  EXPECT_EQ(sets, expected);
 }
 
 TEST_F(BenchProgram, ObeysTheCap) {
   // The scalar reference is slow: it is the cap only where nothing else is below the CPU's own set.
   const bool has_more = detected_instruction_set() > InstructionSet::avx2;
   const std::string cap = has_more ? "avx2" : "reference";
-  setenv("NIBBLE_MAX_ISA", cap.c_str(), 1);
+  const EnvironmentVariable variable("NIBBLE_MAX_ISA", cap.c_str());
   const Outcome outcome = bench("--report json --images 2 --batch 2 --runs 1 --models int2");
-  unsetenv("NIBBLE_MAX_ISA");
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   EXPECT_EQ(Json::parse(outcome.out).at("rows").at(0).at("isa"), cap);
 }

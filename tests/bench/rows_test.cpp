@@ -4,6 +4,7 @@
 
 #include <fstream>
 
+#include "graph/data/sha256.h"
 #include "graph/network/error.h"
 #include "tests/bench/checkpoints.h"
 #include "tests/temporary_folder.h"
@@ -65,6 +66,20 @@ TEST_F(RowsTest, OwnFilesStandBeforeOthers) {
   EXPECT_THAT(names(), ElementsAre("FP32", "BF16", "int2", "int2a8 trained", "FP32 (another)",
                                    "BF16 (another)", "int4 (another)"));
   EXPECT_EQ(selection_.rows.back().reference, folder_ / "another.safetensors");
+}
+
+/// Wherever the two lie and whatever they are called.
+TEST_F(RowsTest, TheReferenceIsTheFileThatItWasMadeFrom) {
+  write_float("p");
+  write_float("elsewhere/source", "5000");
+  const std::string source = (folder_ / "elsewhere/source.safetensors").string();
+  write_bits("p_int4", 4, {{"source_sha256", sha256_of_file(source)}});
+  write_bits("p_int2", 2,
+             {{"source_sha256", "of the trained state"}, {"from_sha256", sha256_of_file(source)}});
+  names();
+  EXPECT_EQ(selection_.rows.back().reference, folder_ / "p.safetensors");  // the source is not at hand
+  names({source, "int4", "int2"});
+  for (const RowRequest& row : selection_.rows) EXPECT_EQ(row.reference, source) << row.name;
 }
 
 TEST_F(RowsTest, TheBestCheckpointCountsOnlyWithValidation) {

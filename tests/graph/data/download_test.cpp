@@ -7,7 +7,6 @@
 #include <signal.h>
 #include <sys/file.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -16,6 +15,8 @@
 #include <sstream>
 
 #include "graph/network/error.h"
+#include "tests/environment.h"
+#include "tests/file_size_limit.h"
 #include "tests/graph/data/small_data_set.h"
 #include "tests/temporary_folder.h"
 
@@ -392,24 +393,6 @@ TEST_F(Download, RefusesAFileThatIsThereTwice) {
   expect_nothing_in_place();
 }
 
-/// Files cannot grow beyond `bytes`: writing fails as it does on a full disk.
-class FileSizeLimit {
- public:
-  explicit FileSizeLimit(rlim_t bytes) : handler_(signal(SIGXFSZ, SIG_IGN)) {
-    getrlimit(RLIMIT_FSIZE, &before_);
-    const rlimit limit = {bytes, before_.rlim_max};
-    setrlimit(RLIMIT_FSIZE, &limit);
-  }
-  ~FileSizeLimit() {
-    setrlimit(RLIMIT_FSIZE, &before_);
-    signal(SIGXFSZ, handler_);
-  }
-
- private:
-  void (*handler_)(int);
-  rlimit before_;
-};
-
 TEST_F(Download, StopsOnAFullDiskAndGoesOnLater) {
   {
     const FileSizeLimit limit(40000);
@@ -502,7 +485,7 @@ class PrepareCifar10 : public Download {
     } catch (const InputError& error) {
       return error.what();
     }
-    return "no InputError";
+    return "no error";
   }
   EnvironmentVariable unset_{"CIFAR10_ROOT", nullptr};
 };
