@@ -10,6 +10,7 @@
 
 #include "graph/network/error.h"
 #include "nibble_version.h"
+#include "tests/environment.h"
 
 namespace nibble {
 namespace {
@@ -66,13 +67,12 @@ TEST(Program, RunsItsWork) {
 }
 
 TEST(Program, RefusesAnUnknownInstructionSetBeforeItsWork) {
-  setenv("NIBBLE_MAX_ISA", "avx3", 1);
+  const EnvironmentVariable unknown("NIBBLE_MAX_ISA", "avx3");
   bool worked = false;
   const Result result = run({}, [&] {
     worked = true;
     return 0;
   });
-  unsetenv("NIBBLE_MAX_ISA");
   EXPECT_EQ(result.code, 2);
   EXPECT_THAT(result.messages, StartsWith("sample: NIBBLE_MAX_ISA: "));
   EXPECT_FALSE(worked);

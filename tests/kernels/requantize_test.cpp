@@ -31,15 +31,21 @@ TEST(Requantize, RoundsTheProductBeforeTheSum) {
 }
 
 TEST(Requantize, FusesTheResidual) {
-  // y = 2^-24 is lost when 255 * ratio is rounded first: the ratio is just above 0.5 / 255.
-  const float ratio = std::nextafter(0.5F / 255.0F, 1.0F);
-  const double exact = 255.0 * static_cast<double>(ratio);
-  const auto rounded = static_cast<float>(exact);
-  for (const float offset : {-rounded + 0.5F, 0.0F, 0x1p-30F}) {
-    const double y = exact + static_cast<double>(offset);
-    EXPECT_EQ(requantize(0, 1.0F, offset, 255, ratio, activation_range(8)),
-              static_cast<int>(std::nearbyint(static_cast<float>(y))));
+  // The sum is next to a half: where residual * ratio is rounded first, it is the half itself, which goes to
+  // 0.
+  int different = 0;
+  for (int residual = 1; residual <= 255; ++residual) {
+    for (int step = 1; step <= 40; ++step) {
+      const float ratio = std::ldexp(static_cast<float>(8388608 + 104729 * step), -25);
+      const auto rounded = static_cast<float>(residual) * ratio;
+      const float offset = 0.5F - rounded;
+      const double exact = residual * static_cast<double>(ratio) + static_cast<double>(offset);
+      const int fused = static_cast<int>(std::nearbyint(static_cast<float>(exact)));
+      EXPECT_EQ(requantize(0, 1.0F, offset, residual, ratio, activation_range(8)), fused);
+      different += fused != 0;
+    }
   }
+  EXPECT_GT(different, 100);
 }
 
 TEST(Requantize, MakesFactorsInDoubleAndRoundsOnce) {

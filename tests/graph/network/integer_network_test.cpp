@@ -1,16 +1,21 @@
 #include "graph/network/integer_network.h"
 
-#include <gtest/gtest.h>
+#include <gmock/gmock.h>
 #include <omp.h>
 
-#include <cstdlib>
+#include <algorithm>
+#include <atomic>
 #include <string>
+#include <thread>
 
 #include "graph/network/error.h"
 #include "graph/network/instruction_set.h"
 #include "graph/network/reference_network.h"
 #include "graph/network/signature.h"
+#include "tests/count_allocations.h"
+#include "tests/environment.h"
 #include "tests/graph/network/random_network.h"
+#include "tests/messages.h"
 
 namespace nibble {
 namespace {
@@ -73,6 +78,54 @@ TEST_P(IntegerNetworkOf, EqualsTheReferenceWithAnyBatchAndThreads) {
       EXPECT_EQ(signature(logits), signature(expected)) << threads << " threads, batch " << batch;
     }
   }
+}
+
+/// A CPU runs the older ones' kernels, lanes and plans too.
+TEST_P(IntegerNetworkOf, EqualsTheReferenceOnEveryInstructionSet) {
+  const QuantizedNetwork quantized = network_of(GetParam());
+  constexpr int kImages = 34;
+  const std::vector<std::uint8_t> pixels = random_pixels(kImages, 23);
+  std::vector<float> expected(kImages * 10);
+  omp_set_num_threads(omp_get_num_procs());
+  ReferenceNetwork(quantized).run(pixels.data(), kImages, expected.data());
+  omp_set_num_threads(2);
+  for (int set = static_cast<int>(InstructionSet::avx2); set < static_cast<int>(effective_instruction_set());
+       ++set) {
+    const IntegerNetwork network(quantized, static_cast<InstructionSet>(set));
+    EXPECT_LE(static_cast<int>(network.instruction_set()), set);
+    std::vector<float> logits(kImages * 10);
+    network.run(pixels.data(), 1, logits.data());
+    network.run(pixels.data() + 3072, kImages - 1, logits.data() + 10);
+    EXPECT_EQ(logits, expected) << "instruction set " << set;
+  }
+}
+
+/// include/nibble/network.h: callers from several threads take turns, and running allocates nothing.
+TEST(IntegerNetwork, SeveralThreadsMayCallAndNothingIsAllocated) {
+  omp_set_num_threads(2);
+  const QuantizedNetwork quantized = random_network(describe_network("he", 8, "A"), 4, 4, 41);
+  constexpr int kImages = 40;
+  const std::vector<std::uint8_t> pixels = random_pixels(kImages, 42);
+  std::vector<float> expected(kImages * 10);
+  ReferenceNetwork(quantized).run(pixels.data(), kImages, expected.data());
+  const IntegerNetwork network(quantized, effective_instruction_set());
+  std::vector<std::vector<float>> logits(3, std::vector<float>(kImages * 10));
+  std::vector<std::thread> callers;
+  for (std::vector<float>& own : logits) {
+    callers.emplace_back([&] {
+      omp_set_num_threads(1);
+      for (int turn = 0; turn < 20; ++turn) network.run(pixels.data(), kImages, own.data());
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  for (const std::vector<float>& own : logits) EXPECT_EQ(own, expected);
+
+  network.run(pixels.data(), kImages, logits[0].data());  // OpenMP's own threads have begun
+  network.run(pixels.data(), 1, logits[0].data());
+  const long before = allocations;
+  network.run(pixels.data(), kImages, logits[0].data());
+  network.run(pixels.data(), 1, logits[0].data());
+  EXPECT_EQ(allocations, before);
 }
 
 TEST(IntegerNetwork, RunsOnTheScalarReferenceAlone) {
@@ -138,22 +191,12 @@ TEST(IntegerNetwork, StaysWithinItsMemory) {
 }
 
 TEST(EffectiveInstructionSet, NamesTheVariableThatIsWrong) {
-  const char* before = std::getenv("NIBBLE_MAX_ISA");
-  const std::string saved = before == nullptr ? "" : before;
-  ::setenv("NIBBLE_MAX_ISA", "sse9", 1);
-  try {
-    effective_instruction_set();
-    ADD_FAILURE() << "sse9 was accepted";
-  } catch (const InputError& error) {
-    EXPECT_NE(std::string(error.what()).find("NIBBLE_MAX_ISA"), std::string::npos);
+  {
+    const EnvironmentVariable wrong("NIBBLE_MAX_ISA", "sse9");
+    EXPECT_THAT(message_of([] { effective_instruction_set(); }), testing::HasSubstr("NIBBLE_MAX_ISA"));
   }
-  ::setenv("NIBBLE_MAX_ISA", "reference", 1);
+  const EnvironmentVariable reference("NIBBLE_MAX_ISA", "reference");
   EXPECT_EQ(effective_instruction_set(), InstructionSet::reference);
-  if (before == nullptr) {
-    ::unsetenv("NIBBLE_MAX_ISA");
-  } else {
-    ::setenv("NIBBLE_MAX_ISA", saved.c_str(), 1);
-  }
 }
 
 }  // namespace

@@ -7,9 +7,10 @@
 #include <cstring>
 #include <functional>
 
-#include "graph/network/error.h"
+#include "kernels/cpu.h"
 #include "tests/graph/onednn/cases.h"
 #include "tests/graph/onednn/reference_network.h"
+#include "tests/messages.h"
 
 namespace nibble {
 namespace {
@@ -182,18 +183,26 @@ std::vector<float> two_steps(FloatTraining& training, const NetworkDescription& 
 
 TEST(FloatTraining, SameStepsGiveSameBitsForAnyThreadsAndCapacity) {
   const int threads = omp_get_max_threads();
-  for (const NamedNetwork& each : networks()) {
+  struct Case {
+    NamedNetwork network;
+    Precision precision;
+  };
+  std::vector<Case> all;
+  for (const NamedNetwork& each : networks()) all.push_back({each, Precision::fp32});
+  if (has_avx512_bf16()) all.push_back({networks()[0], Precision::bf16});
+  for (const auto& [each, precision] : all) {
     SCOPED_TRACE(each.name);
     const int count = 7;
-    FloatTraining training(each.network, count);
+    FloatTraining training(each.network, count, precision);
     const std::vector<float> first = two_steps(training, each.network, count);
     EXPECT_TRUE(same_bits(first, two_steps(training, each.network, count)));
-    FloatTraining larger(each.network, 16);
+    FloatTraining larger(each.network, 16, precision);
     two_steps(larger, each.network, 16);  // leaves a larger batch behind
     EXPECT_TRUE(same_bits(first, two_steps(larger, each.network, count)));
-    for (int other = 1; other <= (each.network.shortcut == "A" ? 3 : 1); ++other) {
+    const bool many = each.network.shortcut == "A" || precision == Precision::bf16;
+    for (int other = 1; other <= (many ? 3 : 1); ++other) {
       omp_set_num_threads(other);
-      FloatTraining again(each.network, count);
+      FloatTraining again(each.network, count, precision);
       EXPECT_TRUE(same_bits(first, two_steps(again, each.network, count))) << other << " threads";
       omp_set_num_threads(threads);
     }
@@ -235,17 +244,19 @@ TEST(FloatTraining, ParametersComeBackAndGroupsCoverThem) {
   EXPECT_EQ(offset, static_cast<std::size_t>(network.parameter_count()));
 }
 
-/// Where the CPU has the instructions, BF16 logits and the gradients next to them are near FP32's, and the
-/// whole gradient points the same way; elsewhere BF16 is refused with a sentence.
-TEST(FloatTraining, Bf16) {
-  const NetworkDescription network = describe_network("he", 20, "A");
-  const int count = 8;
-  try {
-    FloatTraining training(network, count, Precision::bf16);
+/// BF16 against FP32, tensor by tensor: each gradient points the same way. The bounds are what BF16's 8 bits
+/// leave of a random network's gradient here; a wrong or missing term in any layer is far below them.
+TEST(FloatTraining, Bf16FollowsFp32) {
+  if (!has_avx512_bf16()) GTEST_SKIP() << "this CPU has no BF16 instructions";
+  for (const NamedNetwork& each : networks()) {
+    SCOPED_TRACE(each.name);
+    const NetworkDescription& network = each.network;
+    const int count = 8;
     const FloatParameters parameters = cases::random_parameters(network, 21);
     const auto pixels = cases::random_pixels(network, count, 22);
     const auto coefficients = cases::random_gradients(logit_count(network, count), 23);
     FloatTraining exact(network, count);
+    FloatTraining training(network, count, Precision::bf16);
     exact.set_parameters(parameters);
     training.set_parameters(parameters);
     const auto expected_logits = exact.forward(pixels, count);
@@ -254,18 +265,26 @@ TEST(FloatTraining, Bf16) {
               0.05);
     exact.backward(coefficients);
     training.backward(coefficients);
-    const Values expected(exact.gradients().begin(), exact.gradients().end());
-    const Values actual(training.gradients().begin(), training.gradients().end());
-    EXPECT_GT(dot(actual, expected) / std::sqrt(dot(actual, actual) * dot(expected, expected)), 0.9);
-    const ParameterGroup& linear = training.groups()[training.groups().size() - 2];
-    ASSERT_EQ(linear.kind, ParameterKind::linear_weight);
-    const auto first = expected.begin() + static_cast<std::ptrdiff_t>(linear.offset);
-    EXPECT_LT(relative_error(training.gradients().subspan(linear.offset, linear.count),
-                             Values(first, first + static_cast<std::ptrdiff_t>(linear.count))),
-              0.05);
-  } catch (const InputError& refusal) {
-    EXPECT_NE(std::string(refusal.what()).find("no BF16 instructions"), std::string::npos);
+    for (const ParameterGroup& group : exact.groups()) {
+      const auto values = [&](FloatTraining& from) {
+        const auto gradient = from.gradients().subspan(group.offset, group.count);
+        return Values(gradient.begin(), gradient.end());
+      };
+      const Values expected = values(exact);
+      const Values actual = values(training);
+      EXPECT_GT(dot(actual, expected) / std::sqrt(dot(actual, actual) * dot(expected, expected)), 0.8)
+          << group.name;
+      EXPECT_NEAR(std::sqrt(dot(actual, actual) / dot(expected, expected)), 1, 0.3) << group.name;
+    }
   }
+}
+
+TEST(FloatTraining, Bf16IsRefusedWithoutItsInstructions) {
+  if (has_avx512_bf16()) GTEST_SKIP() << "this CPU has BF16 instructions";
+  EXPECT_NE(message_of([] {
+              FloatTraining training(describe_network("he", 8, "A"), 8, Precision::bf16);
+            }).find("no BF16 instructions"),
+            std::string::npos);
 }
 
 }  // namespace

@@ -57,7 +57,7 @@ UnfusedNetwork random_unfused(const NetworkDescription& network, std::uint32_t s
 
 using Map = std::vector<std::int16_t>;
 
-/// The network of numbers.md "Unfused" in plain loops and double; every tensor is rounded to s8.
+/// The unfused 8-bit network in plain loops and double; every tensor is rounded to s8.
 class PlainUnfused {
  public:
   explicit PlainUnfused(const UnfusedNetwork& unfused) : unfused_(unfused) {}
