@@ -234,14 +234,13 @@ FileAudit audit_file(const std::filesystem::path& file, const Dataset& images) {
   audit.file = file;
   const TensorFile tensors = read_tensor_file(file);
   audit.file_bytes = static_cast<std::int64_t>(std::filesystem::file_size(file));
-  const auto format = tensors.metadata.find("format");
-  audit.format = format == tensors.metadata.end() ? "" : format->second;
+  audit.format = tensors.entry("format");
   const Dataset generated = generated_images(kSignatureImages);
-  if (audit.format == "nibble-float-1") {
+  if (audit.format == kFloatFormat) {
     audit_float(tensors, images, generated, audit);
   } else if (audit.format == unfused_format) {
     audit_unfused(tensors, images, generated, audit);
-  } else if (audit.format == "nibble-integer-1") {
+  } else if (audit.format == kIntegerFormat) {
     audit_integer(tensors, images, generated, audit);
   } else if (audit.format == kTrainedFormat) {
     throw InputError(file.string() +

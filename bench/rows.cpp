@@ -20,8 +20,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kExtension = ".safetensors";
-constexpr const char* kFloatFormat = "nibble-float-1";
-constexpr const char* kIntegerFormat = "nibble-integer-1";
 
 /// A checkpoint and how it came to its name: base "64_200", suffix "_int2", remainder "a8_trained".
 struct Candidate {
@@ -44,20 +42,15 @@ std::string lower(std::string text) {
   return text;
 }
 
-std::string metadata_or_empty(const TensorFile& file, const std::string& key) {
-  const auto found = file.metadata.find(key);
-  return found == file.metadata.end() ? "" : found->second;
-}
-
 /// What the file is, from its metadata; its name only divides the rows into groups.
 std::optional<Candidate> inspect(const fs::path& file) {
   const TensorFile tensors = read_tensor_file(file);
-  const std::string format = metadata_or_empty(tensors, "format");
-  const bool mixed = !metadata_or_empty(tensors, std::string("provenance.") + kMixedWidths).empty();
-  const std::string bits = mixed ? std::to_string(kMixedKind) : metadata_or_empty(tensors, "weight_bits");
+  const std::string format = tensors.entry("format");
+  const bool mixed = !tensors.entry(std::string("provenance.") + kMixedWidths).empty();
+  const std::string bits = mixed ? std::to_string(kMixedKind) : tensors.entry("weight_bits");
   Candidate candidate{file, stem_of(file), "", {}, ""};
   for (const char* key : {"provenance.from_sha256", "provenance.source_sha256"}) {
-    if (candidate.float_sha256.empty()) candidate.float_sha256 = metadata_or_empty(tensors, key);
+    if (candidate.float_sha256.empty()) candidate.float_sha256 = tensors.entry(key);
   }
   std::string suffix;
   for (std::size_t i = 0; i < row_kinds().size(); ++i) {

@@ -99,12 +99,12 @@ fs::path output_file(const std::string& checkpoint_path, const QuantizationOptio
 
 /// Records that the source's training held out: they are not calibrated on either.
 int held_out(const TensorFile& source) {
-  const auto entry = source.metadata.find("validation");
-  if (entry == source.metadata.end()) return 0;
+  const std::string count = source.entry("validation");
+  if (count.empty()) return 0;
   try {
-    return std::stoi(entry->second);
+    return std::stoi(count);
   } catch (const std::exception&) {
-    throw InputError(source.file.string() + ": the metadata entry 'validation' is '" + entry->second +
+    throw InputError(source.file.string() + ": the metadata entry 'validation' is '" + count +
                      "', expected a number");
   }
 }

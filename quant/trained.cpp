@@ -71,12 +71,6 @@ QuantizedLayer fold_convolution(const FloatConvolution& source, const std::vecto
   return layer;
 }
 
-const std::string& entry(const TensorFile& file, const std::string& key) {
-  static const std::string none;
-  const auto found = file.metadata.find(key);
-  return found == file.metadata.end() ? none : found->second;
-}
-
 }  // namespace
 
 LearnedScales initial_scales(const NetworkDescription& network, const FloatParameters& parameters,
@@ -148,14 +142,14 @@ QuantizedParameters integer_parameters(const NetworkDescription& network, const 
 }
 
 bool is_trained(const TensorFile& file) {
-  return entry(file, "format") == kTrainedFormat;
+  return file.entry("format") == kTrainedFormat;
 }
 
 std::map<std::string, std::string> trained_provenance(const TensorFile& file) {
   std::map<std::string, std::string> provenance;
   for (const char* key :
        {"from", "from_sha256", "observer", "calibration_seed", "calibration_count", "calibration_sha256"}) {
-    if (!entry(file, key).empty()) provenance[key] = entry(file, key);
+    if (!file.entry(key).empty()) provenance[key] = file.entry(key);
   }
   return provenance;
 }

@@ -14,8 +14,6 @@
 namespace nibble {
 namespace {
 
-constexpr const char* kFloatFormat = "nibble-float-1";
-
 std::vector<OptimizedTensor> optimized_tensors(FloatTraining& network,
                                                const TrainConfiguration& configuration) {
   const bool decay_all = configuration.weight_decay_on == "all";

@@ -79,6 +79,9 @@ int evaluate_checkpoint(const Configuration& configuration) {
   }
   const TensorFile file = read_tensor_file(chosen.file);
   if (is_trained(file)) return evaluate_quantized(configuration, chosen.file, export_trained(file));
+  if (file.entry("format") == kIntegerFormat) {
+    return evaluate_quantized(configuration, chosen.file, read_quantized(chosen.file));
+  }
   const NetworkDescription network = stored_network(file);
   const FloatParameters parameters = stored_parameters(network, file);
   const Dataset test = read_cifar10(data_folder(configuration), Split::test);
@@ -140,7 +143,8 @@ void add_train_options(CLI::App& app, TrainOptions& options) {
   app.add_flag("--no-resume", options.no_resume,
                "Move what is at the checkpoint path to P.old* and begin anew");
   app.add_option("--checkpoint-path", options.checkpoint_path,
-                 "Instead of cfg.checkpoint_path: P for P.safetensors; with -e also any checkpoint file");
+                 "Instead of cfg.checkpoint_path: P for P.safetensors; with -e also any file of train or "
+                 "quant but unfused ones");
 }
 
 int run_training(const Configuration& configuration, const TrainingData& data, TrainingFiles& files) {

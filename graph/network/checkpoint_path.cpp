@@ -14,8 +14,8 @@ std::string without_extension(const std::string& path) {
 }
 
 bool selects_on_validation(const TensorFile& checkpoint) {
-  const auto entry = checkpoint.metadata.find("validation");
-  return entry != checkpoint.metadata.end() && entry->second != "0";
+  const std::string count = checkpoint.entry("validation");
+  return !count.empty() && count != "0";
 }
 
 }  // namespace

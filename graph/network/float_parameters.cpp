@@ -55,7 +55,7 @@ FloatParameters make_parameters(const NetworkDescription& network) {
 
 void store_parameters(const NetworkDescription& network, const FloatParameters& parameters,
                       TensorFile& file) {
-  file.metadata["format"] = "nibble-float-1";
+  file.metadata["format"] = kFloatFormat;
   file.metadata["variant"] = network.variant;
   file.metadata["depth"] = std::to_string(network.depth);
   file.metadata["shortcut"] = network.shortcut;

@@ -34,13 +34,15 @@ struct FloatParameters {
 /// Parameters of the right sizes: all zero, gamma and running_variance one.
 FloatParameters make_parameters(const NetworkDescription& network);
 
+inline constexpr const char* kFloatFormat = "nibble-float-1";  ///< metadata entry "format" of such a file
+
 /// Tensor names: "<convolution>.weight" (F32, [O, rows, columns, I]), "<convolution>.gamma", ".beta",
 /// ".running_mean", ".running_variance" (F32, [O]), "linear.weight" ([classes, features]), "linear.bias".
-/// The metadata gets "format" = "nibble-float-1", "variant", "depth", "shortcut".
+/// The metadata gets "format" = kFloatFormat, "variant", "depth", "shortcut".
 void store_parameters(const NetworkDescription& network, const FloatParameters& parameters, TensorFile& file);
 
 /// The network that the metadata names; throws InputError unless "format" is `format`.
-NetworkDescription stored_network(const TensorFile& file, const std::string& format = "nibble-float-1");
+NetworkDescription stored_network(const TensorFile& file, const std::string& format = kFloatFormat);
 
 /// Checks every shape against `network`; NaN, Inf and negative variances are refused with InputError.
 /// Tensors that are not parameters (the optimizer's state, under "optimizer.") are left alone.

@@ -20,7 +20,6 @@ namespace {
 //   "levels"  I16 [2-bit layers, 4], in the order of execution
 //   "scales"  F32 [first output; input, middle, shortcut, output of each block; then each layer's channels]
 //   "biases"  F32 [each layer's channels]
-constexpr const char* kFormat = "nibble-integer-1";
 constexpr std::string_view kProvenance = "provenance.";
 
 using Shape1 = std::array<std::int64_t, 1>;
@@ -251,7 +250,7 @@ class Cursor {
 
 QuantizedNetwork parse(const TensorFile& file) {
   QuantizedNetwork quantized;
-  quantized.network = stored_network(file, kFormat);
+  quantized.network = stored_network(file, kIntegerFormat);
   const NetworkDescription& network = quantized.network;
   QuantizedParameters& parameters = quantized.parameters;
   parameters.weight_bits = stored_width(file, "weight_bits");
@@ -325,7 +324,7 @@ void write_quantized(const std::filesystem::path& path, const QuantizedNetwork& 
   }
   const QuantizedParameters& parameters = quantized.parameters;
   TensorFile file;
-  file.metadata["format"] = kFormat;
+  file.metadata["format"] = kIntegerFormat;
   file.metadata["variant"] = quantized.network.variant;
   file.metadata["depth"] = std::to_string(quantized.network.depth);
   file.metadata["shortcut"] = quantized.network.shortcut;

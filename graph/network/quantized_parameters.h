@@ -60,7 +60,9 @@ struct QuantizedNetwork {
   QuantizedParameters parameters;
 };
 
-/// Writes a "nibble-integer-1" file: each layer's weights packed to its width as U8 (canonical order, lowest
+inline constexpr const char* kIntegerFormat = "nibble-integer-1";  ///< metadata entry "format" of such a file
+
+/// Writes a file of kIntegerFormat: each layer's weights packed to its width as U8 (canonical order, lowest
 /// bits first), all scales in the tensor "scales", all biases in "biases". Throws RunError.
 void write_quantized(const std::filesystem::path& path, const QuantizedNetwork& quantized);
 

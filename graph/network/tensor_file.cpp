@@ -223,6 +223,11 @@ std::string_view name_of(DataType type) {
   return row_of(type).name;
 }
 
+std::string TensorFile::entry(const std::string& key) const {
+  const auto found = metadata.find(key);
+  return found == metadata.end() ? "" : found->second;
+}
+
 template <typename T>
 std::vector<T> TensorFile::values(const std::string& name, std::span<const std::int64_t> shape) const {
   const auto found = tensors.find(name);

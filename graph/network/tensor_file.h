@@ -32,6 +32,9 @@ struct TensorFile {
   std::map<std::string, std::string> metadata;
   std::map<std::string, StoredTensor> tensors;
 
+  /// A metadata entry; empty where there is none.
+  std::string entry(const std::string& key) const;
+
   /// The tensor's values; throws InputError (naming `file`, the tensor and what was expected) unless it is
   /// there with exactly this type and shape. T: uint8_t, int8_t, int16_t, int32_t, int64_t, uint64_t, float.
   /// Floats must be finite.

@@ -20,8 +20,7 @@ namespace {
 std::vector<float> logits_of(const std::string& file, const Dataset& images) {
   const int count = images.count();
   const TensorFile checkpoint = read_tensor_file(file);
-  const auto format = checkpoint.metadata.find("format");
-  if (format != checkpoint.metadata.end() && format->second == "nibble-integer-1") {
+  if (checkpoint.entry("format") == kIntegerFormat) {
     const QuantizedNetwork quantized = read_quantized(file);
     const IntegerNetwork network(quantized, effective_instruction_set());
     std::vector<float> logits(static_cast<std::size_t>(count * quantized.network.classes));

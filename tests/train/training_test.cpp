@@ -214,6 +214,32 @@ TEST_F(Training, AMissingIntegerFileIsExportedByTheNextStart) {
             std::string::npos);
 }
 
+/// -e on the integer file says what it says on the training's own.
+TEST_F(Training, IntegerFilesAreEvaluatedToo) {
+  if (std::getenv("CIFAR10_ROOT") == nullptr) GTEST_SKIP() << "CIFAR10_ROOT is not set";
+  const Configuration start = one_epoch(kEverything);
+  ASSERT_EQ(train(start), TrainingEnd::finished);
+  const Configuration quantized = quantized_from(start, "quantized");
+  ASSERT_EQ(train(quantized), TrainingEnd::finished);
+  const fs::path integers = integer_file(quantized.cfg.checkpoint_path, 2, 4);
+  write_quantized(integers, export_trained(last(quantized)));
+  TrainOptions options;
+  options.configuration = (folder_ / "quantized.json").string();
+  std::ofstream(options.configuration) << to_json(quantized);
+  options.evaluate = true;
+  const auto said_of = [&](const fs::path& file) {
+    options.checkpoint_path = file.string();
+    testing::internal::CaptureStdout();
+    EXPECT_EQ(train_program(options), 0);
+    std::fflush(stdout);
+    const std::string line = testing::internal::GetCapturedStdout();
+    return line.substr(file.string().size(), line.rfind(',') - file.string().size());  // without images/s
+  };
+  const std::string trained = said_of(CheckpointPaths(quantized.cfg.checkpoint_path).last);
+  EXPECT_NE(trained.find("of 10000)"), std::string::npos) << trained;
+  EXPECT_EQ(said_of(integers), trained);
+}
+
 TEST_F(Training, QuantizedFromAnotherNetworkIsRefused) {
   const Configuration start = one_epoch(kAdamw);
   ASSERT_EQ(train(start), TrainingEnd::finished);
