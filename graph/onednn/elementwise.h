@@ -43,6 +43,9 @@ struct ElementwiseLoops {
   /// dy = a * g + (b * y + c); dy may be g
   void (*input_gradient)(const T* g, const T* y, std::size_t rows, int channels, const float* a,
                          const float* b, const float* c, T* dy);
+  /// The same of sums that are kept in FP32.
+  void (*input_gradient_of_sums)(const T* g, const float* y, std::size_t rows, int channels, const float* a,
+                                 const float* b, const float* c, T* dy);
 };
 
 /// The loops compiled for this CPU.

@@ -192,8 +192,8 @@ void gradient_product(const T* g, const T* y, std::size_t rows, int channels, co
                  });
 }
 
-template <typename T>
-void input_gradient(const T* g, const T* y, std::size_t rows, int channels, const float* a, const float* b,
+template <typename T, typename Sum>
+void input_gradient(const T* g, const Sum* y, std::size_t rows, int channels, const float* a, const float* b,
                     const float* c, T* dy) {
   for_each<3>(rows, channels, {a, b, c}, [=](std::size_t at, const Lanes* constant) {
     store(constant[0] * load(g + at) + (constant[1] * load(y + at) + constant[2]), dy + at);
@@ -202,8 +202,9 @@ void input_gradient(const T* g, const T* y, std::size_t rows, int channels, cons
 
 template <typename T>
 constexpr ElementwiseLoops<T> kLoops = {
-    &statistics<T>,     &normalize_relu<T>, &normalize_add_relu<T>, &normalize_project_relu<T>,
-    &mask_by_output<T>, &mask_by_sign<T>,   &gradient_product<T>,   &input_gradient<T>};
+    &statistics<T>,           &normalize_relu<T>, &normalize_add_relu<T>, &normalize_project_relu<T>,
+    &mask_by_output<T>,       &mask_by_sign<T>,   &gradient_product<T>,   &input_gradient<T, T>,
+    &input_gradient<T, float>};
 
 }  // namespace
 }  // namespace nibble

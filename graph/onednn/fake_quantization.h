@@ -26,27 +26,28 @@ inline float quantize_weight(float v, int bits) {
 }
 
 /// The quantizers between the convolutions in training, on nhwc rows of `channels` values (a multiple of 16);
-/// integers are stored as T, which holds them exactly up to 256. Sums are double.
+/// integers are stored as T, which holds them exactly up to 256, y is FP32. Sums over rows are double.
 ///
 /// Names as in elementwise.h: y = a convolution's output, v = y * scale + shift [+ shortcut * ratio] in units
 /// of the quantizer's scale, q = round(clamp(v)), d = d loss / d q, g = d loss / d v = d where lowest < v <
 /// highest, else 0. step[c] += d * (q - v) within the clamp, d * q where it is clipped.
 template <typename T>
 struct QuantizationLoops {
-  void (*quantize)(const T* y, std::size_t rows, int channels, const float* scale, const float* shift,
+  void (*quantize)(const float* y, std::size_t rows, int channels, const float* scale, const float* shift,
                    float lowest, float highest, T* q);
   /// lowest = 0
-  void (*add_quantize)(const T* y, std::size_t rows, int channels, const float* scale, const float* shift,
+  void (*add_quantize)(const float* y, std::size_t rows, int channels, const float* scale, const float* shift,
                        const T* shortcut, float ratio, float highest, T* q);
   /// x = min(round(r * ratio), highest)
   void (*derive)(const T* r, std::size_t rows, int channels, float ratio, float highest, T* x);
   /// d * factor is d loss / d q. sum[c] += g, product[c] += g * (y - mean); g may be d.
-  void (*quantize_gradient)(const T* d, float factor, const T* y, std::size_t rows, int channels,
+  void (*quantize_gradient)(const T* d, float factor, const float* y, std::size_t rows, int channels,
                             const float* scale, const float* shift, const float* mean, float lowest,
                             float highest, T* g, double* sum, double* product, double* step);
-  void (*add_quantize_gradient)(const T* d, const T* y, std::size_t rows, int channels, const float* scale,
-                                const float* shift, const T* shortcut, float ratio, const float* mean,
-                                float highest, T* g, double* sum, double* product, double* step);
+  void (*add_quantize_gradient)(const T* d, const float* y, std::size_t rows, int channels,
+                                const float* scale, const float* shift, const T* shortcut, float ratio,
+                                const float* mean, float highest, T* g, double* sum, double* product,
+                                double* step);
   /// d = d loss / d r = dx * ratio where r * ratio < highest, + shortcut_gradient * shortcut_ratio (may be
   /// null); d may be dx
   void (*derive_gradient)(const T* dx, const T* r, std::size_t rows, int channels, float ratio, float highest,

@@ -22,7 +22,7 @@ inline __attribute__((always_inline)) Lanes round_lanes(const Lanes& value) {
 }
 
 template <typename T>
-void quantize(const T* y, std::size_t rows, int channels, const float* scale, const float* shift,
+void quantize(const float* y, std::size_t rows, int channels, const float* scale, const float* shift,
               float lowest, float highest, T* q) {
   const Lanes low = spread(lowest);
   const Lanes high = spread(highest);
@@ -33,7 +33,7 @@ void quantize(const T* y, std::size_t rows, int channels, const float* scale, co
 }
 
 template <typename T>
-void add_quantize(const T* y, std::size_t rows, int channels, const float* scale, const float* shift,
+void add_quantize(const float* y, std::size_t rows, int channels, const float* scale, const float* shift,
                   const T* shortcut, float ratio, float highest, T* q) {
   const Lanes high = spread(highest);
   for_each<2>(rows, channels, {scale, shift}, [=](std::size_t at, const Lanes* constant) {
@@ -64,7 +64,7 @@ inline __attribute__((always_inline)) Lanes quantizer_gradient(const Lanes& d, c
 }
 
 template <typename T>
-void quantize_gradient(const T* d, float factor, const T* y, std::size_t rows, int channels,
+void quantize_gradient(const T* d, float factor, const float* y, std::size_t rows, int channels,
                        const float* scale, const float* shift, const float* mean, float lowest, float highest,
                        T* g, double* sum, double* product, double* step) {
   const Lanes low = spread(lowest);
@@ -79,7 +79,7 @@ void quantize_gradient(const T* d, float factor, const T* y, std::size_t rows, i
 }
 
 template <typename T>
-void add_quantize_gradient(const T* d, const T* y, std::size_t rows, int channels, const float* scale,
+void add_quantize_gradient(const T* d, const float* y, std::size_t rows, int channels, const float* scale,
                            const float* shift, const T* shortcut, float ratio, const float* mean,
                            float highest, T* g, double* sum, double* product, double* step) {
   const Lanes high = spread(highest);

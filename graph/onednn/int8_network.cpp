@@ -25,8 +25,8 @@
 //                       x rows 14..31 -> inner rows 15..31 -> output rows 16..31
 //
 // What a primitive computes is docs/formats.md's formula and nothing else: the weights' scale is S, the bias
-// is B, the sum post-op's scale is s_r / s_out, the residual is read where the output goes, and the saturation to
-// u8 is the ReLU. There are no source or destination scales and no zero points.
+// is B, the sum post-op's scale is s_r / s_out, the residual is read where the output goes, and the
+// saturation to u8 is the ReLU. There are no source or destination scales and no zero points.
 
 namespace nibble {
 namespace {

@@ -8,14 +8,14 @@
 namespace nibble {
 
 /// A network that learns while it is quantized: the convolutions' inputs and weights are the integers
-/// themselves; parameters() are the FP32 values behind them. The sums are exact in FP32 and rounded to BF16
-/// in BF16, and a residual is multiplied and added apart where kernels/requantize.h fuses it, so that now and
-/// then a value in training lies one step beside the exported network's. Evaluation runs the exported
-/// integers. Batch normalization sees s_in * s_w[c] * sum, in real units, so its running statistics fold into
-/// an integer network. The first convolution reads pixel - kBorderPixel, whose running mean is therefore of
-/// s_w * sum q
-/// * (pixel - border). Step sizes are learned with the rest (LSQ: Esser et al. 2019, arXiv:1902.08153,
-/// gradients scaled by 1 / sqrt(values * largest integer)); they are groups of kind quantizer_scale.
+/// themselves; parameters() are the FP32 values behind them. Sums are exact, in BF16 too (which holds
+/// integers up to 256); a residual is multiplied and added apart where kernels/requantize.h fuses it, so that
+/// now and then a value lies one step beside the exported network's. Evaluation runs the exported integers.
+/// Batch normalization sees s_in * s_w[c] * sum, in real units, so its running statistics fold into an
+/// integer network. The first convolution reads pixel - kBorderPixel, whose running mean is therefore of s_w
+/// * sum q * (pixel - border). Step sizes are learned with the rest (LSQ: Esser et al. 2019,
+/// arXiv:1902.08153, gradients scaled by 1 / sqrt(values * largest integer)); they are groups of kind
+/// quantizer_scale.
 class QuantizedTraining : public FloatTraining {
  public:
   /// Parameters are zero until set_parameters.

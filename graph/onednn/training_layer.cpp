@@ -85,39 +85,39 @@ double Normalization::take_gradient(std::size_t channel, double sum, double prod
   return product / deviation / double{output_unit};
 }
 
-template <typename T>
-TrainingLayer<T>::TrainingLayer(const Convolution& convolution, bool exact)
+template <typename T, typename Sum>
+TrainingLayer<T, Sum>::TrainingLayer(const Convolution& convolution, bool exact)
     : shape(convolution),
       tile(tile_images<T>(convolution)),
       normalization(convolution.output_channels),
       exact_(exact),
       bf16_gradient_(quickest_bf16_gradient()) {}
 
-template <typename T>
-bool TrainingLayer<T>::has_winograd() const {
+template <typename T, typename Sum>
+bool TrainingLayer<T, Sum>::has_winograd() const {
   const auto fits = [](int channels) { return channels == 16 || channels == 32 || channels == 64; };
   return std::is_same_v<T, float> && !exact_ && onednn_has(dnnl::cpu_isa::avx512_core_bf16) &&
          shape.kernel == 3 && shape.padding == 1 && shape.stride == 1 && fits(shape.input_channels) &&
          fits(shape.output_channels) && shape.input_height % 2 == 0 && shape.input_width % 2 == 0;
 }
 
-template <typename T>
-std::size_t TrainingLayer<T>::output_pixels() const {
+template <typename T, typename Sum>
+std::size_t TrainingLayer<T, Sum>::output_pixels() const {
   return index(shape.output_height() * shape.output_width());
 }
 
-template <typename T>
-std::size_t TrainingLayer<T>::output_image() const {
+template <typename T, typename Sum>
+std::size_t TrainingLayer<T, Sum>::output_image() const {
   return output_pixels() * index(shape.output_channels);
 }
 
-template <typename T>
-std::size_t TrainingLayer<T>::input_image() const {
+template <typename T, typename Sum>
+std::size_t TrainingLayer<T, Sum>::input_image() const {
   return index(shape.input_height * shape.input_width * shape.input_channels);
 }
 
-template <typename T>
-void TrainingLayer<T>::make_primitives(std::vector<TrainingWorker<T>>& workers) {
+template <typename T, typename Sum>
+void TrainingLayer<T, Sum>::make_primitives(std::vector<TrainingWorker<T>>& workers) {
   using namespace dnnl;
   const engine& cpu = cpu_engine();
   const OnednnConvolution geometry(shape, tile, onednn_type<T>());
@@ -141,11 +141,15 @@ void TrainingLayer<T>::make_primitives(std::vector<TrainingWorker<T>>& workers) 
     return make(description, reorder(description), {{DNNL_ARG_FROM, from}, {DNNL_ARG_TO, to}});
   };
 
-  const auto forward = quickest([&] {
-    return convolution_forward::primitive_desc(
-        cpu, prop_kind::forward_training, algorithm::convolution_direct, geometry.source, geometry.weight,
-        geometry.destination, geometry.strides, geometry.padding_before, geometry.padding_after, attributes);
-  });
+  const auto forward_to = [&](const memory::desc& destination) {
+    return quickest([&] {
+      return convolution_forward::primitive_desc(
+          cpu, prop_kind::forward_training, algorithm::convolution_direct, geometry.source, geometry.weight,
+          destination, geometry.strides, geometry.padding_before, geometry.padding_after, attributes);
+    });
+  };
+  const memory::desc sums = OnednnConvolution(shape, tile, onednn_type<Sum>()).destination;
+  const auto forward = forward_to(sums);
   if (has_winograd()) {
     const auto prepare = [&](std::optional<WinogradShape>& winograd, AlignedBuffer<float>& values, int inputs,
                              int outputs) {
@@ -156,19 +160,20 @@ void TrainingLayer<T>::make_primitives(std::vector<TrainingWorker<T>>& workers) 
     prepare(winograd_, winograd_weight_, shape.input_channels, shape.output_channels);
     prepare(winograd_gradient_, winograd_gradient_weight_, shape.output_channels, shape.input_channels);
   } else {
-    forward_ = make(forward, convolution_forward(forward),
-                    {{DNNL_ARG_SRC, geometry.source},
-                     {DNNL_ARG_WEIGHTS, forward.weights_desc()},
-                     {DNNL_ARG_DST, geometry.destination}});
+    forward_ = make(
+        forward, convolution_forward(forward),
+        {{DNNL_ARG_SRC, geometry.source}, {DNNL_ARG_WEIGHTS, forward.weights_desc()}, {DNNL_ARG_DST, sums}});
     to_forward_ = make_reorder(geometry.master_weight, forward.weights_desc());
     forward_weight_.reset(forward.weights_desc().get_size());
   }
 
+  // The gradients go with a forward pass of their own type.
+  const auto hint = std::is_same_v<T, Sum> ? forward : forward_to(geometry.destination);
   if (weight != 0 && !winograd_gradient_) {  // the pixels need no gradient
     const auto data = quickest([&] {
       return convolution_backward_data::primitive_desc(
           cpu, algorithm::convolution_direct, geometry.source, geometry.weight, geometry.destination,
-          geometry.strides, geometry.padding_before, geometry.padding_after, forward, attributes);
+          geometry.strides, geometry.padding_before, geometry.padding_after, hint, attributes);
     });
     data_gradient_ = make(data, convolution_backward_data(data),
                           {{DNNL_ARG_DIFF_DST, geometry.destination},
@@ -199,8 +204,8 @@ void TrainingLayer<T>::make_primitives(std::vector<TrainingWorker<T>>& workers) 
   gradient.reset(gradient_count);
 }
 
-template <typename T>
-void TrainingLayer<T>::set_weight(int thread, const TrainingWorker<T>& worker, const float* master) {
+template <typename T, typename Sum>
+void TrainingLayer<T, Sum>::set_weight(int thread, const TrainingWorker<T>& worker, const float* master) {
   if (winograd_) {
     winograd_weight(*winograd_, master, winograd_weight_.data());
     winograd_gradient_weight(*winograd_gradient_, master, winograd_gradient_weight_.data());
@@ -212,8 +217,9 @@ void TrainingLayer<T>::set_weight(int thread, const TrainingWorker<T>& worker, c
                         {master, data_gradient_weight_.data(), worker.scratchpad.data()});
 }
 
-template <typename T>
-void TrainingLayer<T>::forward(int thread, const TrainingWorker<T>& worker, const T* x, T* output) const {
+template <typename T, typename Sum>
+void TrainingLayer<T, Sum>::forward(int thread, const TrainingWorker<T>& worker, const T* x,
+                                    Sum* output) const {
   if constexpr (std::is_same_v<T, float>) {
     if (winograd_) {
       winograd_avx512(*winograd_, x, winograd_weight_.data(), tile,
@@ -224,8 +230,9 @@ void TrainingLayer<T>::forward(int thread, const TrainingWorker<T>& worker, cons
   forward_.run(thread, worker.stream, {x, forward_weight_.data(), output, worker.scratchpad.data()});
 }
 
-template <typename T>
-void TrainingLayer<T>::data_gradient(int thread, const TrainingWorker<T>& worker, const T* dy, T* dx) const {
+template <typename T, typename Sum>
+void TrainingLayer<T, Sum>::data_gradient(int thread, const TrainingWorker<T>& worker, const T* dy,
+                                          T* dx) const {
   if constexpr (std::is_same_v<T, float>) {
     if (winograd_gradient_) {
       winograd_avx512(*winograd_gradient_, dy, winograd_gradient_weight_.data(), tile,
@@ -236,9 +243,9 @@ void TrainingLayer<T>::data_gradient(int thread, const TrainingWorker<T>& worker
   data_gradient_.run(thread, worker.stream, {dy, data_gradient_weight_.data(), dx, worker.scratchpad.data()});
 }
 
-template <typename T>
-void TrainingLayer<T>::weight_gradient(int thread, const TrainingWorker<T>& worker, const T* x, const T* dy,
-                                       float* partial) const {
+template <typename T, typename Sum>
+void TrainingLayer<T, Sum>::weight_gradient(int thread, const TrainingWorker<T>& worker, const T* x,
+                                            const T* dy, float* partial) const {
   if (own_gradient_) {
     if constexpr (std::is_same_v<T, float>) {
       weight_gradient_avx2(*own_gradient_, x, dy, tile, partial);
@@ -250,8 +257,8 @@ void TrainingLayer<T>::weight_gradient(int thread, const TrainingWorker<T>& work
   weight_gradient_.run(thread, worker.stream, {x, dy, partial, worker.scratchpad.data()});
 }
 
-template <typename T>
-void TrainingLayer<T>::store_gradient(int thread, const TrainingWorker<T>& worker, float* master) const {
+template <typename T, typename Sum>
+void TrainingLayer<T, Sum>::store_gradient(int thread, const TrainingWorker<T>& worker, float* master) const {
   if (own_gradient_) {
     unblock_weight_gradient(*own_gradient_,
                             std::is_same_v<T, float> ? kFp32WeightGradientBlock : bf16_gradient_.block,
@@ -263,5 +270,6 @@ void TrainingLayer<T>::store_gradient(int thread, const TrainingWorker<T>& worke
 
 template class TrainingLayer<float>;
 template class TrainingLayer<Bfloat16>;
+template class TrainingLayer<Bfloat16, float>;
 
 }  // namespace nibble

@@ -55,11 +55,12 @@ struct TrainingWorker {
   std::size_t queue = 0;
 };
 
-/// One convolution in training, on tiles of `tile` images, each run on one thread.
-template <typename T>
+/// One convolution in training, on tiles of `tile` images, each run on one thread. Activations and gradients
+/// are T, what it gives is Sum: sums of integers want FP32.
+template <typename T, typename Sum = T>
 class TrainingLayer {
  public:
-  /// `exact`: sums of products of small integers are exact, in BF16 until they are stored.
+  /// `exact`: products and sums of small integers come out exact where Sum is float.
   explicit TrainingLayer(const Convolution& convolution, bool exact = true);
 
   /// Makes the primitives; `tile` is final now. Enlarges the workers' scratchpads to what they need.
@@ -67,7 +68,7 @@ class TrainingLayer {
 
   /// Takes a new weight, [output channel][row][column][input channel].
   void set_weight(int thread, const TrainingWorker<T>& worker, const float* master);
-  void forward(int thread, const TrainingWorker<T>& worker, const T* x, T* y) const;
+  void forward(int thread, const TrainingWorker<T>& worker, const T* x, Sum* y) const;
   void data_gradient(int thread, const TrainingWorker<T>& worker, const T* dy, T* dx) const;
   /// `partial`: gradient_count values, in a layout that store_gradient knows.
   void weight_gradient(int thread, const TrainingWorker<T>& worker, const T* x, const T* dy,
@@ -83,7 +84,7 @@ class TrainingLayer {
   int tile;
   std::size_t weight = 0;  ///< offset in the trainable values
   Normalization normalization;
-  AlignedBuffer<T> y;
+  AlignedBuffer<Sum> y;
   std::size_t gradient_count = 0;
   AlignedBuffer<float> gradient;  ///< the sum of all tiles' weight gradients
 
@@ -103,5 +104,6 @@ class TrainingLayer {
 
 extern template class TrainingLayer<float>;
 extern template class TrainingLayer<Bfloat16>;
+extern template class TrainingLayer<Bfloat16, float>;
 
 }  // namespace nibble

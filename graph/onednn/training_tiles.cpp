@@ -5,16 +5,18 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <type_traits>
 
 #include "graph/network/error.h"
 #include "graph/network/padded_shortcut.h"
 
 namespace nibble {
 
-template <typename T>
-TiledTraining<T>::TiledTraining(const NetworkDescription& network, int batch_size, bool exact)
+template <typename T, typename Sum>
+TiledTraining<T, Sum>::TiledTraining(const NetworkDescription& network, int batch_size, bool exact)
     : network_(network),
       loops_(elementwise_loops<T>()),
+      sum_loops_(elementwise_loops<Sum>()),
       workers_(index(omp_get_max_threads())),
       threads_(omp_get_max_threads()) {
   for (const Convolution& convolution : network_.convolutions) layers_.emplace_back(convolution, exact);
@@ -27,7 +29,7 @@ TiledTraining<T>::TiledTraining(const NetworkDescription& network, int batch_siz
   int largest_tile = 1;
   std::size_t largest_map = 0;
   std::size_t largest_tile_values = 0;
-  for (const TrainingLayer<T>& each : layers_) {
+  for (const Layer& each : layers_) {
     largest_tile = std::max(largest_tile, each.tile);
     largest_map = std::max({largest_map, each.output_image()});
     largest_tile_values =
@@ -37,7 +39,7 @@ TiledTraining<T>::TiledTraining(const NetworkDescription& network, int batch_siz
 
   SingleThreadedCreation single;
   std::size_t partials = 0;
-  for (TrainingLayer<T>& each : layers_) {
+  for (Layer& each : layers_) {
     each.make_primitives(workers_);
     each.y.reset(images * each.output_image());
     partials = std::max(partials, each.gradient_count * (images / index(each.tile)));
@@ -47,7 +49,7 @@ TiledTraining<T>::TiledTraining(const NetworkDescription& network, int batch_siz
   maps_.push_back(
       {AlignedBuffer<T>(images * layers_[0].output_image()), stem.output_channels, stem.output_height()});
   for (const Block& block : network_.blocks) {
-    const TrainingLayer<T>& last = layer(block.conv2);
+    const Layer& last = layer(block.conv2);
     maps_.push_back({AlignedBuffer<T>(images * last.output_image()), last.shape.output_channels,
                      last.shape.output_height()});
   }
@@ -64,15 +66,15 @@ TiledTraining<T>::TiledTraining(const NetworkDescription& network, int batch_siz
   logits_.resize(index(batch_size * network_.classes));
 }
 
-template <typename T>
-void TiledTraining<T>::lay_out_parameters() {
+template <typename T, typename Sum>
+void TiledTraining<T, Sum>::lay_out_parameters() {
   std::size_t offset = 0;
   const auto add = [&](const std::string& name, ParameterKind kind, std::size_t count) {
     groups.push_back({name, kind, offset, count});
     offset += count;
     return offset - count;
   };
-  for (TrainingLayer<T>& each : layers_) {
+  for (Layer& each : layers_) {
     const std::string& name = each.shape.name;
     const std::size_t channels = index(each.shape.output_channels);
     each.weight = add(name + ".weight", ParameterKind::convolution_weight,
@@ -87,14 +89,14 @@ void TiledTraining<T>::lay_out_parameters() {
   gradients.reset(offset);
 }
 
-template <typename T>
-void TiledTraining<T>::set_parameters(const FloatParameters& parameters) {
+template <typename T, typename Sum>
+void TiledTraining<T, Sum>::set_parameters(const FloatParameters& parameters) {
   const auto copy = [&](const std::vector<float>& from, std::size_t to) {
     std::copy(from.begin(), from.end(), trainable.data() + to);
   };
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     const FloatConvolution& source = parameters.convolutions[i];
-    TrainingLayer<T>& each = layers_[i];
+    Layer& each = layers_[i];
     copy(source.weight, each.weight);
     copy(source.gamma, each.normalization.gamma);
     copy(source.beta, each.normalization.beta);
@@ -105,14 +107,14 @@ void TiledTraining<T>::set_parameters(const FloatParameters& parameters) {
   copy(parameters.linear_bias, linear_bias_);
 }
 
-template <typename T>
-FloatParameters TiledTraining<T>::parameters() const {
+template <typename T, typename Sum>
+FloatParameters TiledTraining<T, Sum>::parameters() const {
   FloatParameters result = make_parameters(network_);
   const auto copy = [&](std::size_t from, std::vector<float>& to) {
     std::copy_n(trainable.data() + from, to.size(), to.begin());
   };
   for (std::size_t i = 0; i < layers_.size(); ++i) {
-    const TrainingLayer<T>& each = layers_[i];
+    const Layer& each = layers_[i];
     FloatConvolution& target = result.convolutions[i];
     copy(each.weight, target.weight);
     copy(each.normalization.gamma, target.gamma);
@@ -125,9 +127,9 @@ FloatParameters TiledTraining<T>::parameters() const {
   return result;
 }
 
-template <typename T>
+template <typename T, typename Sum>
 template <typename Body>
-void TiledTraining<T>::parallel(const Body& body) {
+void TiledTraining<T, Sum>::parallel(const Body& body) {
   failure_.reset();
   for (TrainingWorker<T>& worker : workers_) {
     worker.queue = 0;
@@ -142,9 +144,9 @@ void TiledTraining<T>::parallel(const Body& body) {
   }
 }
 
-template <typename T>
+template <typename T, typename Sum>
 template <typename Task>
-void TiledTraining<T>::for_tiles(int images, const Task& task) {
+void TiledTraining<T, Sum>::for_tiles(int images, const Task& task) {
   const int tiles = tiles_of(images);
   const int team = omp_get_num_threads();
   const int thread = omp_get_thread_num();
@@ -167,35 +169,36 @@ void TiledTraining<T>::for_tiles(int images, const Task& task) {
 #pragma omp barrier
 }
 
-template <typename T>
+template <typename T, typename Sum>
 template <typename Task>
-void TiledTraining<T>::for_layers(const Task& task) {
+void TiledTraining<T, Sum>::for_layers(const Task& task) {
   const int count = static_cast<int>(layers_.size());
 #pragma omp for schedule(dynamic)
   for (int number = 0; number < count; ++number) failure_.guard([&] { task(number); });
 }
 
 /// Images of the tile behind the batch's last one must be zero where convolutions read them.
-template <typename T>
-void TiledTraining<T>::clear_tail(const Tile& tile, int images, std::size_t image_values, T* values) const {
+template <typename T, typename Sum>
+void TiledTraining<T, Sum>::clear_tail(const Tile& tile, int images, std::size_t image_values,
+                                       T* values) const {
   const std::size_t empty = index(images) - tile.valid;
   if (empty == 0) return;
   std::memset(static_cast<void*>(values + tile.valid * image_values), 0, empty * image_values * sizeof(T));
 }
 
 /// y of the layer, and its sums into the tile's place in `slot`.
-template <typename T>
-void TiledTraining<T>::convolve(TrainingLayer<T>& layer, const T* x, const Tile& tile, int slot) {
-  T* y = layer.y.data() + tile.first * layer.output_image();
+template <typename T, typename Sum>
+void TiledTraining<T, Sum>::convolve(Layer& layer, const T* x, const Tile& tile, int slot) {
+  Sum* y = layer.y.data() + tile.first * layer.output_image();
   layer.forward(tile.thread, worker(tile), x, y);
   double* sum = sums(slot, tile);
   std::fill_n(sum, kSumStride, 0.0);
-  loops_.statistics(y, tile.valid * layer.output_pixels(), layer.shape.output_channels,
-                    layer.normalization.center.data(), sum, sum + kChannels);
+  sum_loops_.statistics(y, tile.valid * layer.output_pixels(), layer.shape.output_channels,
+                        layer.normalization.center.data(), sum, sum + kChannels);
 }
 
-template <typename T>
-void TiledTraining<T>::finish_statistics(TrainingLayer<T>& layer, int slot) {
+template <typename T, typename Sum>
+void TiledTraining<T, Sum>::finish_statistics(Layer& layer, int slot) {
   Normalization& normalization = layer.normalization;
   const int tiles = tiles_of(layer.tile);
   const double pixels = static_cast<double>(index(count_) * layer.output_pixels());
@@ -211,8 +214,8 @@ void TiledTraining<T>::finish_statistics(TrainingLayer<T>& layer, int slot) {
   }
 }
 
-template <typename T>
-void TiledTraining<T>::pool_and_linear(std::size_t image) {
+template <typename T, typename Sum>
+void TiledTraining<T, Sum>::pool_and_linear(std::size_t image) {
   const Map<T>& map = maps_.back();
   const std::size_t channels = index(map.channels);
   const T* x = map.x.data() + image * map.image();
@@ -233,8 +236,8 @@ void TiledTraining<T>::pool_and_linear(std::size_t image) {
 }
 
 /// d loss / d x of the last map, for one image.
-template <typename T>
-void TiledTraining<T>::pool_gradient(std::size_t image, const float* logit_gradients, T* d) const {
+template <typename T, typename Sum>
+void TiledTraining<T, Sum>::pool_gradient(std::size_t image, const float* logit_gradients, T* d) const {
   const Map<T>& map = maps_.back();
   const std::size_t channels = index(map.channels);
   const std::size_t classes = index(network_.classes);
@@ -250,8 +253,8 @@ void TiledTraining<T>::pool_gradient(std::size_t image, const float* logit_gradi
   }
 }
 
-template <typename T>
-void TiledTraining<T>::linear_gradient(const float* logit_gradients) {
+template <typename T, typename Sum>
+void TiledTraining<T, Sum>::linear_gradient(const float* logit_gradients) {
   const std::size_t channels = index(network_.feature_channels);
   const std::size_t classes = index(network_.classes);
   float* weight = gradients.data() + linear_weight_;
@@ -268,8 +271,8 @@ void TiledTraining<T>::linear_gradient(const float* logit_gradients) {
   }
 }
 
-template <typename T>
-void TiledTraining<T>::finish_gradient(TrainingLayer<T>& layer, int sum_slot, int slot, int stage_tile) {
+template <typename T, typename Sum>
+void TiledTraining<T, Sum>::finish_gradient(Layer& layer, int sum_slot, int slot, int stage_tile) {
   Normalization& normalization = layer.normalization;
   const int tiles = tiles_of(stage_tile);
   const double pixels = static_cast<double>(index(count_) * layer.output_pixels());
@@ -287,23 +290,30 @@ void TiledTraining<T>::finish_gradient(TrainingLayer<T>& layer, int sum_slot, in
 }
 
 /// dy of the layer from g, in worker.a, and the tile's weight gradient.
-template <typename T>
-void TiledTraining<T>::weight_gradient(TrainingLayer<T>& layer, const T* x, const T* g, int slot,
-                                       const Tile& tile) {
+template <typename T, typename Sum>
+void TiledTraining<T, Sum>::weight_gradient(Layer& layer, const T* x, const T* g, int slot,
+                                            const Tile& tile) {
   T* dy = worker(tile).a.data();
   const std::size_t offset = tile.first * layer.output_image();
   const Normalization& normalization = layer.normalization;
-  loops_.input_gradient(g + offset, layer.y.data() + offset, tile.valid * layer.output_pixels(),
-                        layer.shape.output_channels, normalization.a.data(), normalization.b.data(),
-                        normalization.c.data(), dy);
+  const auto input_gradient = [&] {
+    if constexpr (std::is_same_v<T, Sum>) {
+      return loops_.input_gradient;
+    } else {
+      return loops_.input_gradient_of_sums;
+    }
+  }();
+  input_gradient(g + offset, layer.y.data() + offset, tile.valid * layer.output_pixels(),
+                 layer.shape.output_channels, normalization.a.data(), normalization.b.data(),
+                 normalization.c.data(), dy);
   clear_tail(tile, layer.tile, layer.output_image(), dy);
   float* partial = weight_partials_[index(slot)].data() + index(tile.index) * layer.gradient_count;
   layer.weight_gradient(tile.thread, worker(tile), x, dy, partial);
 }
 
 /// The weight gradient of the layer: its tiles' gradients added in order. Shared by all threads.
-template <typename T>
-void TiledTraining<T>::add_gradients(TrainingLayer<T>& layer, int slot) {
+template <typename T, typename Sum>
+void TiledTraining<T, Sum>::add_gradients(Layer& layer, int slot) {
   constexpr std::size_t piece = 1024;
   const int tiles = tiles_of(layer.tile);
   const std::size_t count = layer.gradient_count;
@@ -321,8 +331,8 @@ void TiledTraining<T>::add_gradients(TrainingLayer<T>& layer, int slot) {
   }
 }
 
-template <typename T>
-const T* TiledTraining<T>::padded_shortcut(std::size_t map, const Tile& tile) {
+template <typename T, typename Sum>
+const T* TiledTraining<T, Sum>::padded_shortcut(std::size_t map, const Tile& tile) {
   const Map<T>& before = maps_[map - 1];
   const Map<T>& after = maps_[map];
   const T* from = before.x.data() + tile.first * before.image();
@@ -333,8 +343,8 @@ const T* TiledTraining<T>::padded_shortcut(std::size_t map, const Tile& tile) {
   return values;
 }
 
-template <typename T>
-const T* TiledTraining<T>::padded_gradient(std::size_t block, const Tile& tile) {
+template <typename T, typename Sum>
+const T* TiledTraining<T, Sum>::padded_gradient(std::size_t block, const Tile& tile) {
   const Map<T>& before = maps_[block];
   const Map<T>& after = maps_[block + 1];
   const T* from = map_gradient_[current_gradient_].data() + tile.first * after.image();
@@ -346,28 +356,28 @@ const T* TiledTraining<T>::padded_gradient(std::size_t block, const Tile& tile) 
 }
 
 /// x of a block's convolutions.
-template <typename T>
-const T* TiledTraining<T>::input_of(std::size_t block, const Tile& tile) {
+template <typename T, typename Sum>
+const T* TiledTraining<T, Sum>::input_of(std::size_t block, const Tile& tile) {
   T* x = block_input(block, tile);
   clear_tail(tile, map_tile(block), maps_[block].image(), x);
   return x;
 }
 
 /// x of a block's second convolution, in `z`.
-template <typename T>
-void TiledTraining<T>::middle_of(const Block& block, const Tile& tile, T* z) {
-  const TrainingLayer<T>& first = layer(block.conv1);
+template <typename T, typename Sum>
+void TiledTraining<T, Sum>::middle_of(const Block& block, const Tile& tile, T* z) {
+  const Layer& first = layer(block.conv1);
   make_middle(first, tile, z);
   clear_tail(tile, layer(block.conv2).tile, first.output_image(), z);
 }
 
-template <typename T>
-std::span<const float> TiledTraining<T>::forward(const std::uint8_t* pixels, int count) {
+template <typename T, typename Sum>
+std::span<const float> TiledTraining<T, Sum>::forward(const std::uint8_t* pixels, int count) {
   count_ = count;
   begin();
   parallel([&](int) {
     for_layers([&](int number) { set_weight(number); });
-    TrainingLayer<T>& stem = layers_[0];
+    Layer& stem = layers_[0];
     for_tiles(stem.tile, [&](const Tile& tile) {
       T* x = input_.data() + tile.first * stem.input_image();
       take_pixels(pixels + tile.first * stem.input_image(), tile.valid * stem.input_image() / 3, x);
@@ -378,9 +388,9 @@ std::span<const float> TiledTraining<T>::forward(const std::uint8_t* pixels, int
     finish_statistics(stem, 0);
     for (std::size_t number = 0; number < network_.blocks.size(); ++number) {
       const Block& block = network_.blocks[number];
-      TrainingLayer<T>& first = layer(block.conv1);
-      TrainingLayer<T>& second = layer(block.conv2);
-      TrainingLayer<T>* projection = projected_source(number + 1);
+      Layer& first = layer(block.conv1);
+      Layer& second = layer(block.conv2);
+      Layer* projection = projected_source(number + 1);
       for_tiles(first.tile, [&](const Tile& tile) {
         make_map(number, tile);
         const T* x = input_of(number, tile);
@@ -410,10 +420,10 @@ std::span<const float> TiledTraining<T>::forward(const std::uint8_t* pixels, int
 }
 
 /// Second convolution of a block: g of the block's output -> g between the convolutions.
-template <typename T>
-void TiledTraining<T>::backward_second(const Block& block, const Tile& tile) {
-  TrainingLayer<T>& first = layer(block.conv1);
-  TrainingLayer<T>& second = layer(block.conv2);
+template <typename T, typename Sum>
+void TiledTraining<T, Sum>::backward_second(const Block& block, const Tile& tile) {
+  Layer& first = layer(block.conv1);
+  Layer& second = layer(block.conv2);
   T* z = worker(tile).b.data();
   middle_of(block, tile, z);
   weight_gradient(second, z, map_gradient_[current_gradient_].data(), 0, tile);
@@ -423,14 +433,14 @@ void TiledTraining<T>::backward_second(const Block& block, const Tile& tile) {
 }
 
 /// First convolution and shortcut of a block: g between the convolutions -> g of the block's input.
-template <typename T>
-void TiledTraining<T>::backward_first(std::size_t number, const Tile& tile) {
+template <typename T, typename Sum>
+void TiledTraining<T, Sum>::backward_first(std::size_t number, const Tile& tile) {
   TrainingWorker<T>& own = worker(tile);
-  TrainingLayer<T>& first = layer(network_.blocks[number].conv1);
+  Layer& first = layer(network_.blocks[number].conv1);
   const T* x = input_of(number, tile);
   weight_gradient(first, x, inner_gradient_.data(), 0, tile);
   first.data_gradient(tile.thread, own, own.a.data(), own.b.data());
-  TrainingLayer<T>* projection = projected_source(number + 1);
+  Layer* projection = projected_source(number + 1);
   if (projection != nullptr) {
     weight_gradient(*projection, x, projection_gradient(), 1, tile);
     projection->data_gradient(tile.thread, own, own.a.data(), own.c.data());
@@ -438,8 +448,8 @@ void TiledTraining<T>::backward_first(std::size_t number, const Tile& tile) {
   block_gradient(number, tile, own.b.data(), projection == nullptr ? nullptr : own.c.data());
 }
 
-template <typename T>
-void TiledTraining<T>::backward(std::span<const float> logit_gradients) {
+template <typename T, typename Sum>
+void TiledTraining<T, Sum>::backward(std::span<const float> logit_gradients) {
   parallel([&](int) {
     const std::size_t last = maps_.size() - 1;
     for_tiles(map_tile(last), [&](const Tile& tile) {
@@ -457,8 +467,8 @@ void TiledTraining<T>::backward(std::span<const float> logit_gradients) {
     }
     for (std::size_t number = network_.blocks.size(); number-- > 0;) {
       const Block& block = network_.blocks[number];
-      TrainingLayer<T>& first = layer(block.conv1);
-      TrainingLayer<T>& second = layer(block.conv2);
+      Layer& first = layer(block.conv1);
+      Layer& second = layer(block.conv2);
       for_tiles(second.tile, [&](const Tile& tile) { backward_second(block, tile); });
 #pragma omp single
       {
@@ -475,7 +485,7 @@ void TiledTraining<T>::backward(std::span<const float> logit_gradients) {
       add_gradients(first, 0);
       if (block.projection >= 0) add_gradients(layer(block.projection), 1);
     }
-    TrainingLayer<T>& stem = layers_[0];
+    Layer& stem = layers_[0];
     for_tiles(stem.tile, [&](const Tile& tile) {
       weight_gradient(stem, input_.data() + tile.first * stem.input_image(),
                       map_gradient_[current_gradient_].data(), 0, tile);
@@ -491,5 +501,6 @@ void TiledTraining<T>::backward(std::span<const float> logit_gradients) {
 
 template class TiledTraining<float>;
 template class TiledTraining<Bfloat16>;
+template class TiledTraining<Bfloat16, float>;
 
 }  // namespace nibble

@@ -71,10 +71,12 @@ struct TrainingImplementation {
 
 /// A step: the layers, their maps and gradients, and the way through them. What lies between the convolutions
 /// is the derived class's.
-template <typename T>
+template <typename T, typename Sum = T>
 class TiledTraining : public TrainingImplementation {
  public:
-  /// `exact`: sums of products of small integers are exact, in BF16 until they are stored.
+  using Layer = TrainingLayer<T, Sum>;
+
+  /// `exact`: convolutions of small integers come out exact where Sum is float.
   TiledTraining(const NetworkDescription& network, int batch_size, bool exact = false);
 
   std::span<const float> forward(const std::uint8_t* pixels, int count) final;
@@ -104,10 +106,10 @@ class TiledTraining : public TrainingImplementation {
   /// x of the convolutions that read maps_[map]; images behind the batch's last one need not be zero.
   virtual T* block_input(std::size_t map, const Tile& tile) = 0;
   /// x of a block's second convolution from the first one's y.
-  virtual void make_middle(const TrainingLayer<T>& first, const Tile& tile, T* z) const = 0;
+  virtual void make_middle(const Layer& first, const Tile& tile, T* z) const = 0;
 
   /// In place, g of the first convolution from d loss / d (what make_middle made), and its sums.
-  virtual void middle_gradient(const TrainingLayer<T>& first, const Tile& tile, T* g) = 0;
+  virtual void middle_gradient(const Layer& first, const Tile& tile, T* g) = 0;
   /// g of the last map from `d` into map_gradient_[current_gradient_], and its sums.
   virtual void last_gradient(const Tile& tile, const T* d) = 0;
   /// g of maps_[block] from its convolutions' gradients, `d` and the projection's `projected` or null, and
@@ -129,19 +131,19 @@ class TiledTraining : public TrainingImplementation {
   /// The gradient of maps_[block] through shortcut A, one tile, in worker.c.
   const T* padded_gradient(std::size_t block, const Tile& tile);
   /// The sum of g lies in `sum_slot`, the sum of g * (y - mean) in `slot`.
-  void finish_gradient(TrainingLayer<T>& layer, int sum_slot, int slot, int stage_tile);
+  void finish_gradient(Layer& layer, int sum_slot, int slot, int stage_tile);
 
   int tiles_of(int images) const { return (count_ + images - 1) / images; }
   double* sums(int slot, const Tile& tile) { return sums_of(slot, tile.index); }
   double* sums_of(int slot, int tile) { return sums_[index(slot)].data() + index(tile) * kSumStride; }
   TrainingWorker<T>& worker(const Tile& tile) { return workers_[index(tile.thread)]; }
-  TrainingLayer<T>& layer(int number) { return layers_[index(number)]; }
+  Layer& layer(int number) { return layers_[index(number)]; }
   /// The convolutions that read map `block`, which is made from block - 1's outputs or the first
   /// convolution's.
-  TrainingLayer<T>& main_source(std::size_t map) {
+  Layer& main_source(std::size_t map) {
     return map == 0 ? layers_[0] : layer(network_.blocks[map - 1].conv2);
   }
-  TrainingLayer<T>* projected_source(std::size_t map) {
+  Layer* projected_source(std::size_t map) {
     const int projection = map == 0 ? -1 : network_.blocks[map - 1].projection;
     return projection < 0 ? nullptr : &layer(projection);
   }
@@ -155,7 +157,8 @@ class TiledTraining : public TrainingImplementation {
 
   NetworkDescription network_;
   const ElementwiseLoops<T>& loops_;
-  std::vector<TrainingLayer<T>> layers_;
+  const ElementwiseLoops<Sum>& sum_loops_;
+  std::vector<Layer> layers_;
   std::vector<Map<T>> maps_;  // maps_[k] enters block k; the last one is pooled
   std::vector<TrainingWorker<T>> workers_;
   std::array<AlignedBuffer<T>, 2> map_gradient_;  // g of a block's output, of its input
@@ -178,16 +181,16 @@ class TiledTraining : public TrainingImplementation {
   template <typename Body>
   void parallel(const Body& body);
 
-  void convolve(TrainingLayer<T>& layer, const T* x, const Tile& tile, int slot);
+  void convolve(Layer& layer, const T* x, const Tile& tile, int slot);
   void clear_tail(const Tile& tile, int images, std::size_t image_values, T* values) const;
   const T* input_of(std::size_t block, const Tile& tile);
   void middle_of(const Block& block, const Tile& tile, T* z);
-  void finish_statistics(TrainingLayer<T>& layer, int slot);
+  void finish_statistics(Layer& layer, int slot);
   void pool_and_linear(std::size_t image);
   void pool_gradient(std::size_t image, const float* logit_gradients, T* d) const;
   void linear_gradient(const float* logit_gradients);
-  void weight_gradient(TrainingLayer<T>& layer, const T* x, const T* g, int slot, const Tile& tile);
-  void add_gradients(TrainingLayer<T>& layer, int slot);
+  void weight_gradient(Layer& layer, const T* x, const T* g, int slot, const Tile& tile);
+  void add_gradients(Layer& layer, int slot);
   void backward_second(const Block& block, const Tile& tile);
   void backward_first(std::size_t number, const Tile& tile);
 
@@ -205,6 +208,7 @@ class TiledTraining : public TrainingImplementation {
 
 extern template class TiledTraining<float>;
 extern template class TiledTraining<Bfloat16>;
+extern template class TiledTraining<Bfloat16, float>;
 
 /// A derived class's make_unique<Training>(arguments), with an error in our words.
 template <typename Training, typename... Arguments>

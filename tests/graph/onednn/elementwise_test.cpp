@@ -143,6 +143,12 @@ TYPED_TEST(Elementwise, LoopsAreTheirDefinitions) {
         check(g, [&](std::size_t i, std::size_t c) {
           return at(scale, c) * at(d, i) + at(shift, c) * at(y, i) + at(mean, c);
         });
+        const auto exact = this->floats(rows * n);
+        loops->input_gradient_of_sums(d.data(), exact.data(), rows, channels, scale.data(), shift.data(),
+                                      mean.data(), g.data());
+        check(g, [&](std::size_t i, std::size_t c) {
+          return at(scale, c) * at(d, i) + at(shift, c) * at(exact, i) + at(mean, c);
+        });
       }
     }
   }
