@@ -10,6 +10,7 @@
 #include "graph/data/sha256.h"
 #include "graph/network/checkpoint_path.h"
 #include "graph/network/error.h"
+#include "graph/network/float_parameters.h"
 #include "graph/network/quantized_parameters.h"
 #include "graph/network/tensor_file.h"
 #include "graph/onednn/int8_unfused_parameters.h"
