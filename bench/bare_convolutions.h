@@ -33,7 +33,7 @@ std::vector<ConvolutionRole> roles(const NetworkDescription& network);
 enum class BareKind {
   f32_nhwc,  ///< FP32, channels last
   f32_any,   ///< FP32 in the layout that oneDNN likes best; no reorders are counted
-  int8  ///< u8 times s8 with fused post-operations, channels last (scales of weights and sum only)
+  int8       ///< u8 times s8 with fused post-operations, channels last (scales of weights and sum only)
 };
 const char* name_of(BareKind kind);
 
