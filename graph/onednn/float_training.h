@@ -44,7 +44,7 @@ class FloatTraining {
   FloatTraining(const NetworkDescription& network, int batch_size, Precision precision = Precision::fp32);
   FloatTraining(FloatTraining&&) noexcept;
   FloatTraining& operator=(FloatTraining&&) noexcept;
-  ~FloatTraining();
+  virtual ~FloatTraining();  // a Learner holds QuantizedTraining by this
 
   void set_parameters(const FloatParameters& parameters);
   /// The trained values and the running statistics, ready for store_parameters or FloatNetwork.
