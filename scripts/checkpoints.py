@@ -5,22 +5,17 @@ Only reads; the programs `train` and `quant` write. graph/network/quantized_para
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import pathlib
-import struct
 
 import numpy as np
+
+from plain_files import WrongInput, data_folder, not_of_this_project, read_header
 
 MEAN = np.array([0.485, 0.456, 0.406])
 DEVIATION = np.array([0.229, 0.224, 0.225])
 BORDER = np.rint(255 * MEAN).astype(np.int64)  # what surrounds the image of a quantized network
 EPSILON = 1e-5
 TYPES = {"U8": "u1", "I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "U64": "<u8", "F32": "<f4"}
-
-
-class WrongInput(Exception):
-    """Something the user can mend; exit code 2."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,24 +122,17 @@ def describe(variant: str, depth: int, shortcut: str) -> Network:
 
 def read_safetensors(path: os.PathLike | str) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     """Metadata and tensors of a safetensors file."""
+    metadata, entries, data = read_header(path)
     try:
-        data = pathlib.Path(path).read_bytes()
-    except OSError as error:
-        raise WrongInput(f"{path} cannot be read ({error.strerror})") from None
-    try:
-        length, = struct.unpack_from("<Q", data)
-        header = json.loads(data[8:8 + length])
-        metadata = header.pop("__metadata__", {})
         tensors = {}
-        for name, entry in header.items():
+        for name, entry in entries.items():
             first, end = entry["data_offsets"]
-            if not 0 <= first <= end <= len(data) - 8 - length:
+            if not 0 <= first <= end <= len(data):
                 raise ValueError(f"the place of tensor '{name}' is outside the file")
-            values = np.frombuffer(data[8 + length + first:8 + length + end], TYPES[entry["dtype"]])
-            tensors[name] = values.reshape(entry["shape"])
+            tensors[name] = np.frombuffer(data[first:end], TYPES[entry["dtype"]]).reshape(entry["shape"])
         return metadata, tensors
-    except (ValueError, KeyError, TypeError, struct.error, AttributeError) as error:
-        raise WrongInput(f"{path} is not a safetensors file of this project ({error})") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise not_of_this_project(path, error) from None
 
 
 def _network_of(path: os.PathLike | str, metadata: dict[str, str], kind: str) -> Network:
@@ -228,15 +216,6 @@ def read_quantized(path: os.PathLike | str) -> QuantizedNetwork:
 # --- CIFAR-10 ---------------------------------------------------------------------------------------------
 
 RECORD = 1 + 3072
-
-
-def data_folder() -> pathlib.Path:
-    """Where the six files are: CIFAR10_ROOT, else ./data, or cifar-10-batches-bin in it."""
-    root = pathlib.Path(os.environ.get("CIFAR10_ROOT") or "data")
-    for folder in (root, root / "cifar-10-batches-bin"):
-        if (folder / "test_batch.bin").is_file():
-            return folder
-    raise WrongInput(f"CIFAR-10 is not in {root}; set CIFAR10_ROOT to the folder of its .bin files")
 
 
 def read_images(names: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,38 @@
+"""What the tools in Python read without any package: where CIFAR-10 is, what a checkpoint says of itself."""
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import struct
+
+
+class WrongInput(Exception):
+    """Something the user can mend; exit code 2."""
+
+
+def not_of_this_project(path: os.PathLike | str, error: Exception) -> WrongInput:
+    return WrongInput(f"{path} is not a safetensors file of this project ({error})")
+
+
+def read_header(path: os.PathLike | str) -> tuple[dict[str, str], dict[str, dict], bytes]:
+    """A safetensors file's metadata, its tensors' entries, and the bytes behind them."""
+    try:
+        data = pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise WrongInput(f"{path} cannot be read ({error.strerror})") from None
+    try:
+        length, = struct.unpack_from("<Q", data)
+        header = json.loads(data[8:8 + length])
+        return header.pop("__metadata__", {}), header, data[8 + length:]
+    except (ValueError, KeyError, TypeError, struct.error, AttributeError) as error:
+        raise not_of_this_project(path, error) from None
+
+
+def data_folder() -> pathlib.Path:
+    """Where the six files are: CIFAR10_ROOT, else ./data, or cifar-10-batches-bin in it."""
+    root = pathlib.Path(os.environ.get("CIFAR10_ROOT") or "data")
+    for folder in (root, root / "cifar-10-batches-bin"):
+        if (folder / "test_batch.bin").is_file():
+            return folder
+    raise WrongInput(f"CIFAR-10 is not in {root}; set CIFAR10_ROOT to the folder of its .bin files")
