@@ -71,8 +71,9 @@ struct TrainConfiguration {
 };
 
 struct QuantConfiguration {
-  int bits = 0;                   ///< 16, 8, 4, 2; 0: not given
-  int activation_bits = 0;        ///< 16, 8, 4, 2; 0: as bits
+  int bits = 0;             ///< 16, 8, 4, 2; 0: not given
+  int activation_bits = 0;  ///< 16, 8, 4, 2; 0: as bits
+  int input_bits() const { return activation_bits == 0 ? bits : activation_bits; }
   std::string from;               ///< FP32 checkpoint from which trained quantization starts; empty: none
   std::string observer = "auto";  ///< minmax, histogram, percentile, mse; auto: what suits the width
   int calibration_images = 1000;

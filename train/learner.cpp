@@ -121,8 +121,8 @@ void Learner::start_quantized(const Configuration& configuration, const Dataset&
   const TensorFile file = read_start(quant, description_);
   const FloatParameters parameters = stored_parameters(description_, file);
   const CalibrationImages images = choose_calibration_images(training, quant.calibration_images, quant.seed);
-  const int activation_bits = quant.activation_bits == 0 ? quant.bits : quant.activation_bits;
-  make(initial_scales(description_, parameters, images.pixels, quant.bits, activation_bits, quant.observer));
+  make(initial_scales(description_, parameters, images.pixels, quant.bits, quant.input_bits(),
+                      quant.observer));
   network_->set_parameters(parameters);
   provenance_ = images.provenance;
   provenance_["from"] = file.file.filename().string();

@@ -118,8 +118,7 @@ void require_same_network(const Configuration& configuration) {
   const QuantConfiguration& quant = configuration.cfg_quant;
   const NetworkDescription network = describe_network(asked.variant, asked.depth, asked.shortcut);
   const int weight_bits = configuration.trains_quantized() ? quant.bits : 32;
-  const int activation_bits =
-      configuration.trains_quantized() && quant.activation_bits != 0 ? quant.activation_bits : weight_bits;
+  const int activation_bits = configuration.trains_quantized() ? quant.input_bits() : 32;
   if (stored == network && widths.weight_bits == weight_bits && widths.activation_bits == activation_bits)
     return;
   throw InputError(

@@ -62,6 +62,7 @@ class QuantizedTrainer final : public TiledTraining<T, float> {
   using Base::trainable;
   using Base::worker;
   using Base::workers_;
+  using typename Base::Layer;
   using typename Base::Tile;
 
   void begin() override;
@@ -73,8 +74,8 @@ class QuantizedTrainer final : public TiledTraining<T, float> {
   }
   void make_map(std::size_t map, const Tile& tile) override;
   T* block_input(std::size_t map, const Tile& tile) override;
-  void make_middle(const TrainingLayer<T, float>& first, const Tile& tile, T* z) const override;
-  void middle_gradient(const TrainingLayer<T, float>& first, const Tile& tile, T* g) override;
+  void make_middle(const Layer& first, const Tile& tile, T* z) const override;
+  void middle_gradient(const Layer& first, const Tile& tile, T* g) override;
   void last_gradient(const Tile& tile, const T* d) override {
     clear_sums(tile);
     map_gradient(maps_.size() - 1, tile, d, current_gradient_);
@@ -142,7 +143,7 @@ QuantizedTrainer<T>::QuantizedTrainer(const NetworkDescription& network, const L
   add_scales();
   for (std::size_t i = 0; i < 3; ++i) pixel_factor_[i] = first_weight_factor(i);
   std::size_t largest = 0;
-  for (const TrainingLayer<T, float>& each : layers_) {
+  for (const Layer& each : layers_) {
     largest = std::max(largest, static_cast<std::size_t>(each.shape.weight_count()));
   }
   const bool projected = std::any_of(network.blocks.begin(), network.blocks.end(),
@@ -174,7 +175,7 @@ void QuantizedTrainer<T>::add_scales() {
     block.output = add(name + ".output_scale", 1);
     blocks_.push_back(block);
   }
-  for (const TrainingLayer<T, float>& each : layers_) {
+  for (const Layer& each : layers_) {
     weight_scales_.push_back(add(each.shape.name + ".weight_scale", index(each.shape.output_channels)));
   }
   linear_scales_ = add("linear.weight_scale", index(network_.classes));
@@ -213,7 +214,7 @@ void QuantizedTrainer<T>::begin() {
 
 template <typename T>
 void QuantizedTrainer<T>::set_weight(int number) {
-  TrainingLayer<T, float>& each = layer(number);
+  Layer& each = layer(number);
   const int thread = omp_get_thread_num();
   const std::size_t channels = index(each.shape.output_channels);
   const std::size_t taps = static_cast<std::size_t>(each.shape.weight_count()) / channels;
@@ -236,7 +237,7 @@ const T* QuantizedTrainer<T>::shortcut_values(std::size_t map, const Tile& tile)
     case Shortcut::identity:
       return before.x.data() + tile.first * before.image();
     case Shortcut::projection: {
-      const TrainingLayer<T, float>& projection = *projected_source(map);
+      const Layer& projection = *projected_source(map);
       const QuantizedRange range = shortcut_range(8);
       T* values = worker(tile).c.data();
       quantizers_.quantize(projection.y.data() + tile.first * after.image(), tile.valid * after.pixels(),
@@ -254,7 +255,7 @@ const T* QuantizedTrainer<T>::shortcut_values(std::size_t map, const Tile& tile)
 template <typename T>
 void QuantizedTrainer<T>::make_map(std::size_t map, const Tile& tile) {
   Map<T>& target = maps_[map];
-  const TrainingLayer<T, float>& source = main_source(map);
+  const Layer& source = main_source(map);
   const Normalization& normalization = source.normalization;
   const std::size_t offset = tile.first * target.image();
   const std::size_t rows = tile.valid * target.pixels();
@@ -279,7 +280,7 @@ T* QuantizedTrainer<T>::block_input(std::size_t block, const Tile& tile) {
 }
 
 template <typename T>
-void QuantizedTrainer<T>::make_middle(const TrainingLayer<T, float>& first, const Tile& tile, T* z) const {
+void QuantizedTrainer<T>::make_middle(const Layer& first, const Tile& tile, T* z) const {
   quantizers_.quantize(first.y.data() + tile.first * first.output_image(), tile.valid * first.output_pixels(),
                        first.shape.output_channels, first.normalization.scale.data(),
                        first.normalization.shift.data(), 0, activation_limit_, z);
@@ -291,7 +292,7 @@ void QuantizedTrainer<T>::map_gradient(std::size_t map, const Tile& tile, const 
   const Map<T>& target = maps_[map];
   const std::size_t offset = tile.first * target.image();
   const std::size_t rows = tile.valid * target.pixels();
-  const TrainingLayer<T, float>& source = main_source(map);
+  const Layer& source = main_source(map);
   const Normalization& normalization = source.normalization;
   const float* y = source.y.data() + offset;
   T* g = map_gradient_[gradient].data();
@@ -306,7 +307,7 @@ void QuantizedTrainer<T>::map_gradient(std::size_t map, const Tile& tile, const 
                                     normalization.shift.data(), shortcut_values(map, tile),
                                     shortcut_ratio(map), normalization.mean.data(), kStreamLimit, g + offset,
                                     sum, sum + kChannels, sum + 2 * kChannels);
-  if (const TrainingLayer<T, float>* projection = projected_source(map)) {
+  if (const Layer* projection = projected_source(map)) {
     const Normalization& projected = projection->normalization;
     const QuantizedRange range = shortcut_range(8);
     double* other = sums(1, tile);
@@ -336,7 +337,7 @@ void QuantizedTrainer<T>::finish_map(std::size_t map) {
   const double values = static_cast<double>(maps_[map].image());
   finish_gradient(main_source(map), 0, 0, tile);
   finish_scale(stream_scale(map), 0, 2, tile, values, double{kStreamLimit});
-  if (TrainingLayer<T, float>* projection = projected_source(map)) {
+  if (Layer* projection = projected_source(map)) {
     finish_gradient(*projection, 1, 1, tile);
     finish_scale(blocks_[map - 1].shortcut, 1, 2, tile, values, shortcut_range(8).highest);
   }
@@ -344,7 +345,7 @@ void QuantizedTrainer<T>::finish_map(std::size_t map) {
 }
 
 template <typename T>
-void QuantizedTrainer<T>::middle_gradient(const TrainingLayer<T, float>& first, const Tile& tile, T* g) {
+void QuantizedTrainer<T>::middle_gradient(const Layer& first, const Tile& tile, T* g) {
   const Normalization& normalization = first.normalization;
   clear_sums(tile);
   double* sum = sums(0, tile);
