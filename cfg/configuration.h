@@ -41,8 +41,8 @@ struct AugmentationConfiguration {
 };
 
 struct DistillationConfiguration {
-  std::string teacher;  ///< FP32 checkpoint; empty: off
-  double weight = 0.5;  ///< of the teacher's term; the labels' term has 1 - weight
+  std::vector<std::string> teachers;  ///< FP32 checkpoints, whose logits' mean is learned; empty: off
+  double weight = 0.5;                ///< of the teachers' term; the labels' term has 1 - weight
   double temperature = 1;
 };
 

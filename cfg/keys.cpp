@@ -115,8 +115,9 @@ std::vector<Key> make_keys() {
       {"cfg_train.weight_average", MEMBER(cfg_train.weight_average), range(0, 0.999999), weights,
        "Decay a step of an exponential moving average of the weights, which then is what is evaluated and "
        "written; 0: off."},
-      {"cfg_train.distillation.teacher", MEMBER(cfg_train.distillation.teacher), kAnything, weights,
-       "FP32 checkpoint whose logits are learned too (Hinton et al. 2015). Empty: off."},
+      {"cfg_train.distillation.teacher", MEMBER(cfg_train.distillation.teachers), kAnything, weights,
+       "FP32 checkpoint whose logits are learned too (Hinton et al. 2015), or a list of them, whose logits' "
+       "mean is. Empty: off."},
       {"cfg_train.distillation.weight", MEMBER(cfg_train.distillation.weight), range(0, 1), weights,
        "Of the teacher's term; the labels' term has 1 - weight."},
       {"cfg_train.distillation.temperature", MEMBER(cfg_train.distillation.temperature), above(0, 1000),
@@ -168,8 +169,13 @@ std::string number(double value) {
 }
 
 std::string type_name(const Member& member) {
-  static constexpr const char* kNames[] = {"true or false", "an integer", "an integer",
-                                           "a number",      "a string",   "a list of integers"};
+  static constexpr const char* kNames[] = {"true or false",
+                                           "an integer",
+                                           "an integer",
+                                           "a number",
+                                           "a string",
+                                           "a list of integers",
+                                           "a string or a list of strings"};
   return kNames[member.index()];
 }
 
@@ -242,6 +248,18 @@ void assign(const Key& key, const nlohmann::json& value, std::vector<int>& membe
     if (!is_integer(element) || !allowed(element.get<double>(), key.limits)) refuse(key, value, source);
     elements.push_back(element.get<int>());
   }
+  member = std::move(elements);
+}
+
+/// One string is a list of one, the empty string a list of none.
+void assign(const Key& key, const nlohmann::json& value, std::vector<std::string>& member,
+            const std::string& source) {
+  std::vector<std::string> elements;
+  for (const nlohmann::json& element : value.is_array() ? value : nlohmann::json::array({value})) {
+    if (!element.is_string()) refuse(key, value, source);
+    elements.push_back(element.get<std::string>());
+  }
+  if (value.is_string() && elements.front().empty()) elements.clear();
   member = std::move(elements);
 }
 

@@ -11,9 +11,10 @@
 namespace nibble {
 
 /// The member that a key sets; the type of the member is the type of the key.
-using Member = std::variant<bool& (*)(Configuration&), int& (*)(Configuration&),
-                            std::uint64_t& (*)(Configuration&), double& (*)(Configuration&),
-                            std::string& (*)(Configuration&), std::vector<int>& (*)(Configuration&)>;
+using Member =
+    std::variant<bool& (*)(Configuration&), int& (*)(Configuration&), std::uint64_t& (*)(Configuration&),
+                 double& (*)(Configuration&), std::string& (*)(Configuration&),
+                 std::vector<int>& (*)(Configuration&), std::vector<std::string>& (*)(Configuration&)>;
 
 /// What a value may be beyond its type. A list's range and choices hold for its elements.
 struct Limits {

@@ -5,8 +5,10 @@ namespace {
 
 using nlohmann::ordered_json;
 
-const char* schema_type(const Member& member) {
-  static constexpr const char* kTypes[] = {"boolean", "integer", "integer", "number", "string", "array"};
+/// Of the value, or of an array's elements.
+const char* scalar_type(const Member& member) {
+  static constexpr const char* kTypes[] = {"boolean", "integer", "integer", "number",
+                                           "string",  "integer", "string"};
   return kTypes[member.index()];
 }
 
@@ -26,14 +28,17 @@ void add_limits(ordered_json& schema, const Limits& limits, bool integer) {
 ordered_json key_schema(const Key& key) {
   ordered_json schema;
   schema["description"] = key.description;
-  schema["type"] = schema_type(key.member);
   const bool integer = !std::holds_alternative<double& (*)(Configuration&)>(key.member);
-  if (schema["type"] == "array") {
-    schema["items"]["type"] = "integer";
-    add_limits(schema["items"], key.limits, integer);
+  const bool integers = std::holds_alternative<std::vector<int>& (*)(Configuration&)>(key.member);
+  const bool strings = std::holds_alternative<std::vector<std::string>& (*)(Configuration&)>(key.member);
+  if (strings) {
+    schema["type"] = {"string", "array"};
   } else {
-    add_limits(schema, key.limits, integer);
+    schema["type"] = integers ? "array" : scalar_type(key.member);
   }
+  ordered_json& values = integers || strings ? schema["items"] : schema;
+  if (integers || strings) values["type"] = scalar_type(key.member);
+  add_limits(values, key.limits, integer);
   schema["default"] = read_member(key, Configuration{});
   return schema;
 }

@@ -50,10 +50,10 @@ TensorFile read_start(const QuantConfiguration& quant, const NetworkDescription&
 void require_sources(const Configuration& configuration, const NetworkDescription& network) {
   if (configuration.trains_quantized())
     stored_parameters(network, read_start(configuration.cfg_quant, network));
-  const std::string& teacher = configuration.cfg_train.distillation.teacher;
-  if (teacher.empty()) return;
-  const TensorFile file = read_tensor_file(teacher);
-  stored_parameters(stored_network(file), file);
+  for (const std::string& teacher : configuration.cfg_train.distillation.teachers) {
+    const TensorFile file = read_tensor_file(teacher);
+    stored_parameters(stored_network(file), file);
+  }
 }
 
 OptimizerSettings optimizer_settings(const TrainConfiguration& configuration) {
@@ -88,11 +88,9 @@ Learner::Learner(const Configuration& configuration, const NetworkDescription& n
   const std::size_t batch = static_cast<std::size_t>(configuration.cfg_dataloader_train.batch_size);
   const std::size_t logits = batch * static_cast<std::size_t>(network.classes);
   gradient_.resize(logits);
-  if (!configuration_.distillation.teacher.empty()) {
-    const TensorFile file = read_tensor_file(configuration_.distillation.teacher);
-    const NetworkDescription teacher = stored_network(file);
-    teacher_.emplace(teacher, stored_parameters(teacher, file), configuration.cfg_dataloader_train.batch_size,
-                     precision_of(configuration_));
+  if (!configuration_.distillation.teachers.empty()) {
+    teachers_.emplace(configuration_.distillation.teachers, configuration.cfg_dataloader_train.batch_size,
+                      precision_of(configuration_));
     teacher_logits_.resize(logits);
     other_gradient_.resize(logits);
   }
@@ -155,7 +153,7 @@ LossResult Learner::step(const Batch& batch, double learning_rate) {
   return result;
 }
 
-// The labels' loss, mixed and joined with the teacher's as configured; leaves the gradient in gradient_.
+// The labels' loss, mixed and joined with the teachers' as configured; leaves the gradient in gradient_.
 LossResult Learner::add_losses(std::span<const float> logits, const Batch& batch,
                                std::span<const std::uint8_t> pixels) {
   const Reduction reduction = configuration_.loss_reduction == "mean" ? Reduction::mean : Reduction::sum;
@@ -170,11 +168,11 @@ LossResult Learner::add_losses(std::span<const float> logits, const Batch& batch
     result.loss = mixup_weight_ * result.loss + (1 - mixup_weight_) * mixed.loss;
     add_scaled(gradient, mixup_weight_, other, 1 - mixup_weight_);
   }
-  if (teacher_) {
+  if (teachers_) {
     const double weight = configuration_.distillation.weight;
     const std::span<float> other = std::span(other_gradient_).first(logits.size());
     const std::span<float> teacher_logits = std::span(teacher_logits_).first(logits.size());
-    teacher_->run(pixels, batch.size, teacher_logits);
+    teachers_->run(pixels, batch.size, teacher_logits);
     const LossResult distilled = distillation_loss(logits, teacher_logits, classes, reduction,
                                                    configuration_.distillation.temperature, other);
     result.loss = (1 - weight) * result.loss + weight * distilled.loss;

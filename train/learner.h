@@ -12,13 +12,13 @@
 #include "graph/data/loader.h"
 #include "graph/network/description.h"
 #include "graph/network/tensor_file.h"
-#include "graph/onednn/float_network.h"
 #include "graph/onednn/float_training.h"
 #include "graph/onednn/quantized_training.h"
 #include "graph/optimize/loss.h"
 #include "graph/optimize/optimizer.h"
 #include "graph/optimize/weight_average.h"
 #include "train/evaluate.h"
+#include "train/teachers.h"
 
 namespace nibble {
 
@@ -61,7 +61,7 @@ class Learner {
   std::unique_ptr<Optimizer> optimizer_;
   std::optional<WeightAverage> average_;
   std::vector<float> flat_;  // network_'s parameters for average_
-  std::optional<FloatNetwork> teacher_;
+  std::optional<Teachers> teachers_;
 
   // One batch each.
   std::vector<float> gradient_;
@@ -72,7 +72,7 @@ class Learner {
   double mixup_weight_ = 1;
 };
 
-/// Throws InputError when the teacher or cfg_quant.from cannot be read or is of another network: before
+/// Throws InputError when a teacher or cfg_quant.from cannot be read or is of another network: before
 /// anything is moved or written for a training that could not begin.
 void require_sources(const Configuration& configuration, const NetworkDescription& network);
 

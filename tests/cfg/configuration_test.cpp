@@ -96,6 +96,17 @@ TEST(Configuration, IntegersMayBeSpelledAsJsonSchemaAllows) {
   EXPECT_EQ(parse(R"({"cfg_train": {"learning_rate": 1}})").cfg_train.learning_rate, 1.0);
 }
 
+TEST(Configuration, OneTeacherIsAListOfOne) {
+  const auto teachers = [](const std::string& value) {
+    return parse_configuration(R"({"cfg_train": {"distillation": {"teacher": )" + value + "}}}", "my.json")
+        .cfg_train.distillation.teachers;
+  };
+  EXPECT_THAT(teachers(R"("")"), IsEmpty());
+  EXPECT_THAT(teachers("[]"), IsEmpty());
+  EXPECT_THAT(teachers(R"("a")"), ElementsAre("a"));
+  EXPECT_THAT(teachers(R"(["a", "b"])"), ElementsAre("a", "b"));
+}
+
 struct Refused {
   const char* text;
   const char* message;
@@ -137,6 +148,10 @@ TEST(Configuration, RefusesWithFileKeyAndWhatWasFound) {
        "my.json: cfg_train.optimizer is \"adam\"; it must be one of \"adamw\", \"sgd\""},
       {R"({"cfg_train": {"milestones": [100, "150"]}})",
        "my.json: cfg_train.milestones is [100,\"150\"]; it must be a list of integers from 1 to 100000"},
+      {R"({"cfg_train": {"distillation": {"teacher": ["a", 1]}}})",
+       "my.json: cfg_train.distillation.teacher is [\"a\",1]; it must be a string or a list of strings"},
+      {R"({"cfg_train": {"distillation": {"teacher": null}}})",
+       "my.json: cfg_train.distillation.teacher is null; it must be a string or a list of strings"},
       {R"({"cfg_train": {"milestones": [150, 100]}})",
        "my.json: cfg_train.milestones is [150,100]; its epochs must ascend"},
       {R"({"cfg": {"checkpoint_path": null}})", "my.json: cfg.checkpoint_path is null; it must be a string"},
@@ -206,6 +221,10 @@ TEST(Configuration, AnyDamagedFileIsLoadedOrRefusedInOneSentence) {
   EXPECT_GT(refused, 2000);
 }
 
+bool is_list_of_strings(const Key& key) {
+  return std::holds_alternative<std::vector<std::string>& (*)(Configuration&)>(key.member);
+}
+
 /// A valid value that differs from `value`.
 json another_value(const Key& key, const json& value) {
   if (value.is_boolean()) return !value.get<bool>();
@@ -213,6 +232,7 @@ json another_value(const Key& key, const json& value) {
     return key.limits.choices[0] == value ? key.limits.choices[1] : key.limits.choices[0];
   }
   if (value.is_string()) return value.get<std::string>() + "x";
+  if (is_list_of_strings(key)) return json::array({"a", "b"});
   if (value.is_array()) return json::array({3, 4, 5});
   return value == json(key.limits.maximum) ? json(key.limits.maximum / 2) : json(key.limits.maximum);
 }
@@ -239,8 +259,8 @@ TEST(Keys, EachRefusesAnotherTypeAndWhatIsOutsideItsRange) {
     std::vector<json> wrong = {nullptr, json::object()};
     const json value = read_member(key, configuration);
     if (!value.is_boolean()) wrong.push_back(true);
-    if (!value.is_string()) wrong.push_back("1");
-    if (!value.is_array()) wrong.push_back(json::array({1}));
+    if (!value.is_string() && !is_list_of_strings(key)) wrong.push_back("1");
+    if (!value.is_array() || is_list_of_strings(key)) wrong.push_back(json::array({1}));
     if (!value.is_number()) wrong.push_back(1);
     if (value.is_number() && key.limits.choices.empty()) {
       wrong.push_back(key.limits.above_minimum ? json(key.limits.minimum) : json(key.limits.minimum - 1));

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "graph/onednn/float_network.h"
+#include "tests/temporary_folder.h"
 #include "tests/train/generated_data.h"
 #include "train/initialize.h"
 #include "train/mixup.h"
@@ -94,8 +95,7 @@ TEST_F(LearnerTest, DecaysWhatTheConfigurationSays) {
   }
 }
 
-/// A step's loss from its parts: what the network says of the mixed images, each label with its weight, and
-/// the teacher.
+/// A step's loss from its parts: what the network says of the mixed images, each label with its weight.
 TEST_F(LearnerTest, MixesLossesAsTheImages) {
   const FloatParameters parameters = initial_parameters(network_, 4);
   const Batch batch = batch_of(images_);
@@ -117,6 +117,34 @@ TEST_F(LearnerTest, MixesLossesAsTheImages) {
   Learner learner(configuration_of(R"({"seed": 4, "label_smoothing": 0.1, "augmentation": {"mixup": 0.5}})"),
                   network_, images_, nullptr);
   EXPECT_NEAR(learner.step(batch, 0.01).loss, mixup.weight * own + (1 - mixup.weight) * other, 1e-4 * own);
+}
+
+/// Three teachers, one of another variant: their logits' mean is what the student's loss is measured against.
+TEST_F(LearnerTest, LearnsTheMeanOfItsTeachersLogits) {
+  const TemporaryFolder folder;
+  std::string names;
+  std::vector<float> mean(kImages * 10);
+  for (int i = 0; i < 3; ++i) {
+    const NetworkDescription network = i == 1 ? describe_network("resnet_344", 0, "") : network_;
+    const FloatParameters parameters = initial_parameters(network, static_cast<std::uint64_t>(10 + i));
+    TensorFile file;
+    store_parameters(network, parameters, file);
+    const std::string name = (folder.path() / std::to_string(i)).string();
+    write_tensor_file(name, file);
+    names += (i == 0 ? "\"" : ", \"") + name + "\"";
+    std::vector<float> logits(mean.size());
+    FloatNetwork(network, parameters, kImages).run(images_.pixels, kImages, logits);
+    for (std::size_t j = 0; j < mean.size(); ++j) mean[j] += logits[j] / 3;
+  }
+  FloatTraining student(network_, kImages);
+  student.set_parameters(initial_parameters(network_, 4));
+  const std::span<const float> logits = student.forward(images_.pixels, kImages);
+  const double expected = distillation_loss(logits, mean, 10, Reduction::sum, 2, {}).loss;
+  Learner learner(
+      configuration_of(R"({"seed": 4, "distillation": {"weight": 1, "temperature": 2, "teacher": [)" + names +
+                       "]}}"),
+      network_, images_, nullptr);
+  EXPECT_NEAR(learner.step(batch_of(images_), 0.01).loss, expected, 1e-5 * expected);
 }
 
 }  // namespace

@@ -75,7 +75,7 @@ class Training : public testing::Test {
   Configuration quantized_from(const Configuration& start, const std::string& name) {
     Configuration result = configuration(kQuantized, name);
     result.cfg_quant.from = start.cfg.checkpoint_path;
-    result.cfg_train.distillation.teacher = CheckpointPaths(start.cfg.checkpoint_path).last;
+    result.cfg_train.distillation.teachers = {CheckpointPaths(start.cfg.checkpoint_path).last};
     return result;
   }
 
@@ -254,7 +254,7 @@ TEST_F(Training, NothingIsMovedForATrainingThatCannotBegin) {
   const Configuration start = one_epoch(kAdamw);
   ASSERT_EQ(train(start), TrainingEnd::finished);
   Configuration again = start;
-  again.cfg_train.distillation.teacher = (folder_ / "missing.safetensors").string();
+  again.cfg_train.distillation.teachers = {(folder_ / "missing.safetensors").string()};
   EXPECT_NE(message_of([&] { TrainingFiles files(again, false); }).find("missing"), std::string::npos);
   EXPECT_EQ(last(start).metadata.at("finished"), "true");
 }
@@ -459,7 +459,7 @@ TEST_F(Training, DistillsFromATeacher) {
   plain.cfg_train.seed = 3;
   Configuration student = plain;
   student.cfg.checkpoint_path = (folder_ / "student").string();
-  student.cfg_train.distillation.teacher = CheckpointPaths(teacher.cfg.checkpoint_path).last.string();
+  student.cfg_train.distillation.teachers = {CheckpointPaths(teacher.cfg.checkpoint_path).last.string()};
   train(plain);
   train(student);
   EXPECT_TRUE(last(plain).tensors.at("conv1.weight").bytes != last(student).tensors.at("conv1.weight").bytes);
