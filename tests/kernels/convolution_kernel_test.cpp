@@ -71,11 +71,18 @@ TEST_P(EveryKernel, EqualsTheReferenceForEveryMapSize) {
 
 TEST_P(EveryKernel, EqualsTheReferenceOnRandomProblems) {
   const ConvolutionKernel& kernel = GetParam();
-  for (int i = 0; i < random_problems(kernel); ++i) {
+  const int problems = random_problems(kernel);
+  int seed = 0;
+  for (int supported = 0; supported < problems; ++seed) {
     bool is_supported = false;
-    const KernelProblem problem = random_problem(kernel, static_cast<std::uint64_t>(i));
+    const KernelProblem problem = random_problem(kernel, static_cast<std::uint64_t>(seed));
     ASSERT_EQ(check_kernel(kernel, problem, &is_supported), "");
-    EXPECT_TRUE(is_supported) << problem.text();
+    supported += is_supported;
+    ASSERT_LE(seed, 2 * problems) << "most layers are refused";
+  }
+  // Only levels that are far apart may be refused.
+  if (kernel.weight_bits != 2) {
+    EXPECT_EQ(seed, problems);
   }
 }
 
