@@ -16,9 +16,10 @@ enum class InstructionSet {
 /// "reference", "avx2", "avx512_vnni", "avx512_vbmi" or "avx512_amx".
 std::string_view name_of(InstructionSet instruction_set);
 
-/// The largest one that this CPU and operating system have. Linux gives AMX's registers to processes that ask
-/// for them: this asks.
-InstructionSet detected_instruction_set();
+/// The largest one up to `limit` that this CPU and operating system have. Linux gives AMX's registers to
+/// processes that ask for them, for good, and signal stacks must have room for them then: this asks, if
+/// `limit` is AMX.
+InstructionSet detected_instruction_set(InstructionSet limit = InstructionSet::avx512_amx);
 
 /// Whether this CPU runs loops compiled for AVX2 and FMA.
 bool has_avx2();

@@ -14,7 +14,7 @@ namespace {
 
 void warn_once_without_vectors() {
   static std::once_flag warned;
-  if (detected_instruction_set() != InstructionSet::reference) return;
+  if (has_avx2()) return;
   std::call_once(warned, [] {
     std::fputs("nibble: this CPU has no AVX2 and FMA, so networks run on the scalar reference, very slowly\n",
                stderr);
