@@ -147,6 +147,12 @@ struct ConvolutionKernel {
 
   bool takes_rows = false;  ///< several in a call, which spares it the beginning and the end of a call
 
+  /// Whether its outputs, residuals and derived inputs may have the format. (A block of four channels, which
+  /// the AVX2 kernels write at once, does not end where a group of three does.)
+  bool writes(const ActivationFormat& format) const {
+    return instruction_set != InstructionSet::avx2 || format != kIndex3;
+  }
+
   /// What cut_into_runs() wants to know of a layer.
   bool prefers_whole_rows(const PackedConvolution& packed) const {
     return takes_whole_rows != nullptr && takes_whole_rows(packed);

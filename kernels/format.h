@@ -26,14 +26,13 @@ struct ActivationFormat {
 };
 
 inline constexpr ActivationFormat kPlanar8{1, 8, 1};
-inline constexpr ActivationFormat kPairs8{2, 8, 2};
 inline constexpr ActivationFormat kQuads8{4, 8, 4};
 inline constexpr ActivationFormat kIndex2{2, 2, 1};  ///< two 2-bit activations
 inline constexpr ActivationFormat kIndex3{3, 2, 1};  ///< three 2-bit activations, for vpermb
 inline constexpr ActivationFormat kPlanar16{1, 16, 2};
 inline constexpr ActivationFormat kPairs16{2, 16, 4};
 
-inline constexpr ActivationFormat kActivationFormats[] = {kPlanar8, kPairs8,   kQuads8, kIndex2,
+inline constexpr ActivationFormat kActivationFormats[] = {kPlanar8, kQuads8,   kIndex2,
                                                           kIndex3,  kPlanar16, kPairs16};
 
 constexpr int group_count(const ActivationFormat& format, int channels) {

@@ -42,10 +42,6 @@ inline __m256 load_residual(const OutputStage& stage, const InputView& view, std
     const int byte = channel % 4;
     value = _mm256_sll_epi32(value, _mm_cvtsi32_si128(24 - 8 * byte));
     value = stage.residual_signed ? _mm256_srai_epi32(value, 24) : _mm256_srli_epi32(value, 24);
-  } else if (stage.residual_format == kPairs8) {
-    const __m128i pairs = _mm_loadu_si128(reinterpret_cast<const __m128i*>(group + 16 * part));
-    value = _mm256_sll_epi32(_mm256_cvtepu16_epi32(pairs), _mm_cvtsi32_si128(24 - 8 * (channel % 2)));
-    value = stage.residual_signed ? _mm256_srai_epi32(value, 24) : _mm256_srli_epi32(value, 24);
   } else {  // kPlanar8
     const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(group + 8 * part));
     value = stage.residual_signed ? _mm256_cvtepi8_epi32(bytes) : _mm256_cvtepu8_epi32(bytes);
@@ -53,8 +49,8 @@ inline __m256 load_residual(const OutputStage& stage, const InputView& view, std
   return _mm256_cvtepi32_ps(value);
 }
 
-/// Stores 32 bytes a channel for the channels `channel` .. channel + 3 in any format that AVX2 kernels read.
-/// `channels` of them exist; absent channels' bytes are zero.
+/// Stores 32 bytes a channel for the channels `channel` .. channel + 3 in a format that AVX2 kernels read,
+/// which ConvolutionKernel::writes() promises. `channels` of them exist; absent channels' bytes are zero.
 inline void store_block(const OutputView& view, const ActivationFormat& format, std::ptrdiff_t position,
                         int channel, int channels, const __m256i (&bytes)[kOutputBlock]) {
   std::uint8_t* group = view.at(position, channel / format.channels);
@@ -77,16 +73,6 @@ inline void store_block(const OutputView& view, const ActivationFormat& format, 
   const __m256i high01 = _mm256_unpackhi_epi8(bytes[0], bytes[1]);
   const __m256i low23 = _mm256_unpacklo_epi8(bytes[2], bytes[3]);
   const __m256i high23 = _mm256_unpackhi_epi8(bytes[2], bytes[3]);
-  if (format == kPairs8) {
-    store(group, _mm256_permute2x128_si256(low01, high01, 0x20));
-    store(group + 32, _mm256_permute2x128_si256(low01, high01, 0x31));
-    if (channels > 2) {
-      group += view.group_stride;
-      store(group, _mm256_permute2x128_si256(low23, high23, 0x20));
-      store(group + 32, _mm256_permute2x128_si256(low23, high23, 0x31));
-    }
-    return;
-  }
   // kQuads8: lanes 0-3 | 16-19, 4-7 | 20-23, 8-11 | 24-27, 12-15 | 28-31.
   const __m256i lanes0 = _mm256_unpacklo_epi16(low01, low23);
   const __m256i lanes4 = _mm256_unpackhi_epi16(low01, low23);

@@ -28,12 +28,15 @@ std::span<const ConvolutionKernel> convolution_kernels() {
   return kernels;
 }
 
+bool fits(const ConvolutionKernel& kernel, const ConvolutionLayer& layer, InstructionSet limit) {
+  return kernel.instruction_set <= limit && kernel.weight_bits == layer.weight_bits &&
+         kernel.activation_bits == layer.activation_bits && kernel.supports(layer);
+}
+
 const ConvolutionKernel& choose_kernel(const ConvolutionLayer& layer, InstructionSet limit) {
   const std::span<const ConvolutionKernel> kernels = convolution_kernels();
-  return *std::find_if(kernels.begin(), kernels.end(), [&](const ConvolutionKernel& kernel) {
-    return kernel.instruction_set <= limit && kernel.weight_bits == layer.weight_bits &&
-           kernel.activation_bits == layer.activation_bits && kernel.supports(layer);
-  });
+  return *std::find_if(kernels.begin(), kernels.end(),
+                       [&](const ConvolutionKernel& kernel) { return fits(kernel, layer, limit); });
 }
 
 }  // namespace nibble

@@ -10,6 +10,9 @@ namespace nibble {
 /// kernel_bench walk this one list, so a kernel cannot exist untested.
 std::span<const ConvolutionKernel> convolution_kernels();
 
+/// Whether the row is of the layer's widths, not above `limit`, and supports it.
+bool fits(const ConvolutionKernel& kernel, const ConvolutionLayer& layer, InstructionSet limit);
+
 /// The first row of the layer's widths, not above `limit`, that supports it. There always is one: the scalar
 /// reference takes every layer.
 const ConvolutionKernel& choose_kernel(const ConvolutionLayer& layer, InstructionSet limit);

@@ -10,17 +10,16 @@
 namespace nibble {
 namespace {
 
-ConvolutionLayer layer_of(const Convolution& convolution, const QuantizedLayer& quantized,
-                          int activation_bits) {
-  ConvolutionLayer layer{
-      shape_of(convolution), quantized.weight_bits, activation_bits, {}, quantized.weights};
+ConvolutionLayer layer_of(const QuantizedNetwork& network, int index, int activation_bits) {
+  const auto i = static_cast<std::size_t>(index);
+  const QuantizedLayer& quantized = network.parameters.convolutions[i];
+  ConvolutionLayer layer{shape_of(network.network.convolutions[i]),
+                         quantized.weight_bits,
+                         activation_bits,
+                         {},
+                         quantized.weights};
   std::copy(quantized.levels.begin(), quantized.levels.end(), layer.levels.begin());
   return layer;
-}
-
-bool fits(const ConvolutionKernel& kernel, const ConvolutionLayer& layer, InstructionSet limit) {
-  return kernel.instruction_set <= limit && kernel.weight_bits == layer.weight_bits &&
-         kernel.activation_bits == layer.activation_bits && kernel.supports(layer);
 }
 
 /// Kernels for two layers that read the same tensor, so in the same format; the first layer has the choice.
@@ -35,6 +34,84 @@ std::pair<const ConvolutionKernel*, const ConvolutionKernel*> choose_pair(const 
     }
   }
   return {&choose_kernel(first, limit), &choose_kernel(second, limit)};
+}
+
+/// A kernel for each convolution, and the formats that follow from them.
+struct PlannedKernels {
+  std::vector<const ConvolutionKernel*> convolutions;  ///< in the order of NetworkDescription::convolutions
+  std::vector<PlannedBlock> blocks;
+
+  const ConvolutionKernel*& of(int convolution) {
+    return convolutions[static_cast<std::size_t>(convolution)];
+  }
+  const ConvolutionKernel& of(int convolution) const {
+    return *convolutions[static_cast<std::size_t>(convolution)];
+  }
+};
+
+PlannedKernels choose_best_kernels(const QuantizedNetwork& quantized, ActivationFormat features,
+                                   InstructionSet limit) {
+  const NetworkDescription& network = quantized.network;
+  PlannedKernels chosen;
+  chosen.convolutions.resize(network.convolutions.size());
+  chosen.of(0) = &choose_kernel(layer_of(quantized, 0, 8), limit);
+  for (std::size_t b = 0; b < network.blocks.size(); ++b) {
+    const Block& block = network.blocks[b];
+    const QuantizedBlock& widths = quantized.parameters.blocks[b];
+    const ConvolutionLayer first = layer_of(quantized, block.conv1, widths.input_bits);
+    if (block.shortcut == Shortcut::projection) {
+      std::tie(chosen.of(block.conv1), chosen.of(block.projection)) =
+          choose_pair(first, layer_of(quantized, block.projection, widths.input_bits), limit);
+    } else {
+      chosen.of(block.conv1) = &choose_kernel(first, limit);
+    }
+    chosen.of(block.conv2) = &choose_kernel(layer_of(quantized, block.conv2, widths.middle_bits), limit);
+    PlannedBlock planned{};
+    planned.input = chosen.of(block.conv1)->input_format;
+    planned.middle = chosen.of(block.conv2)->input_format;
+    planned.derives_input = widths.input_bits < 8;
+    planned.stream = planned.derives_input ? chosen.of(block.conv2)->stream_format : planned.input;
+    chosen.blocks.push_back(planned);
+  }
+  for (std::size_t b = 0; b < chosen.blocks.size(); ++b) {
+    PlannedBlock& block = chosen.blocks[b];
+    block.output = b + 1 < chosen.blocks.size() ? chosen.blocks[b + 1].stream : features;
+    block.shortcut = network.blocks[b].shortcut == Shortcut::projection ? block.output : block.stream;
+  }
+  return chosen;
+}
+
+/// Whether each kernel writes, and each second convolution adds, the formats that its neighbours read.
+bool agree(const PlannedKernels& chosen, const NetworkDescription& network) {
+  const auto writes_stream = [&](const ConvolutionKernel& kernel, const ActivationFormat& stream,
+                                 std::size_t next_block) {
+    return kernel.writes(stream) &&
+           (next_block == chosen.blocks.size() || !chosen.blocks[next_block].derives_input ||
+            kernel.writes(chosen.blocks[next_block].input));
+  };
+  if (!chosen.blocks.empty() && !writes_stream(chosen.of(0), chosen.blocks[0].stream, 0)) return false;
+  for (std::size_t b = 0; b < chosen.blocks.size(); ++b) {
+    const Block& block = network.blocks[b];
+    const PlannedBlock& formats = chosen.blocks[b];
+    const ConvolutionKernel& second = chosen.of(block.conv2);
+    if (!chosen.of(block.conv1).writes(formats.middle) || !second.writes(formats.shortcut) ||
+        !writes_stream(second, formats.output, b + 1)) {
+      return false;
+    }
+    if (block.shortcut == Shortcut::projection && !chosen.of(block.projection).writes(formats.shortcut))
+      return false;
+  }
+  return true;
+}
+
+/// Up to AVX2, and among the scalar reference's rows, all kernels write what the others read.
+PlannedKernels choose_kernels(const QuantizedNetwork& quantized, ActivationFormat features,
+                              InstructionSet limit) {
+  while (true) {
+    PlannedKernels chosen = choose_best_kernels(quantized, features, limit);
+    if (limit == InstructionSet::reference || agree(chosen, quantized.network)) return chosen;
+    limit = static_cast<InstructionSet>(static_cast<int>(limit) - 1);
+  }
 }
 
 PlannedConvolution plan_convolution(const std::string& name, const ConvolutionLayer& layer,
@@ -104,46 +181,20 @@ IntegerPlan make_plan(const QuantizedNetwork& quantized, InstructionSet limit) {
   plan.linear_scale = factors.linear.scale;
   plan.linear_offset = factors.linear.offset;
 
-  const auto layer = [&](int index, int activation_bits) {
-    const auto i = static_cast<std::size_t>(index);
-    return layer_of(network.convolutions[i], parameters.convolutions[i], activation_bits);
-  };
-
-  // Kernels first: what each tensor looks like depends on who reads it.
-  std::vector<const ConvolutionKernel*> kernels(network.convolutions.size());
-  const auto kernel_of = [&](int index) -> const ConvolutionKernel*& {
-    return kernels[static_cast<std::size_t>(index)];
-  };
-  kernel_of(0) = &choose_kernel(layer(0, 8), limit);
-  for (std::size_t b = 0; b < network.blocks.size(); ++b) {
-    const Block& block = network.blocks[b];
-    const QuantizedBlock& widths = parameters.blocks[b];
-    if (block.shortcut == Shortcut::projection) {
-      std::tie(kernel_of(block.conv1), kernel_of(block.projection)) = choose_pair(
-          layer(block.conv1, widths.input_bits), layer(block.projection, widths.input_bits), limit);
-    } else {
-      kernel_of(block.conv1) = &choose_kernel(layer(block.conv1, widths.input_bits), limit);
-    }
-    kernel_of(block.conv2) = &choose_kernel(layer(block.conv2, widths.middle_bits), limit);
-    PlannedBlock planned{};
-    planned.input = kernel_of(block.conv1)->input_format;
-    planned.middle = kernel_of(block.conv2)->input_format;
-    planned.derives_input = widths.input_bits < 8;
-    planned.stream = planned.derives_input ? kernel_of(block.conv2)->stream_format : planned.input;
-    plan.blocks.push_back(planned);
-  }
-  for (std::size_t b = 0; b < plan.blocks.size(); ++b) {
-    plan.blocks[b].output = b + 1 < plan.blocks.size() ? plan.blocks[b + 1].stream : plan.features;
-    plan.blocks[b].shortcut =
-        network.blocks[b].shortcut == Shortcut::projection ? plan.blocks[b].output : plan.blocks[b].stream;
-  }
+  // Kernels first: what each tensor looks like depends on who reads it. A proof that fails can leave a layer
+  // to an older kernel, which does not know its neighbours' formats: then all are chosen again among older
+  // ones.
+  const PlannedKernels chosen = choose_kernels(quantized, plan.features, limit);
+  const std::vector<const ConvolutionKernel*>& kernels = chosen.convolutions;
+  plan.blocks = chosen.blocks;
   for (const ConvolutionKernel* kernel : kernels) plan.lanes = std::max(plan.lanes, kernel->lanes);
 
   // Then the layers, in the order of NetworkDescription::convolutions.
   const auto add = [&](int index, int activation_bits, ActivationFormat format, QuantizedRange range) {
     const auto i = static_cast<std::size_t>(index);
-    plan.convolutions.push_back(plan_convolution(network.convolutions[i].name, layer(index, activation_bits),
-                                                 *kernels[i], factors.convolutions[i], format, range));
+    plan.convolutions.push_back(plan_convolution(network.convolutions[i].name,
+                                                 layer_of(quantized, index, activation_bits), *kernels[i],
+                                                 factors.convolutions[i], format, range));
   };
   const auto derive_input_of = [&](std::size_t next_block, PlannedConvolution& writer) {
     if (next_block < plan.blocks.size() && plan.blocks[next_block].derives_input) {
@@ -159,7 +210,7 @@ IntegerPlan make_plan(const QuantizedNetwork& quantized, InstructionSet limit) {
     const PlannedBlock& formats = plan.blocks[b];
     add(block.conv1, widths.input_bits, formats.middle, activation_range(widths.middle_bits));
     if (widths.middle_bits == 2) {
-      add_sum_thresholds(plan.convolutions.back(), layer(block.conv1, widths.input_bits));
+      add_sum_thresholds(plan.convolutions.back(), layer_of(quantized, block.conv1, widths.input_bits));
     }
     add(block.conv2, widths.middle_bits, formats.output, activation_range(residual_bits));
     const bool projects = block.shortcut == Shortcut::projection;

@@ -36,6 +36,12 @@ struct PlannedBlock {
 /// Everything about a quantized network that does not depend on how its activations lie in memory: built
 /// once, shared by the two ways of running it.
 struct IntegerPlan {
+  IntegerPlan() = default;
+  IntegerPlan(IntegerPlan&&) = default;
+  IntegerPlan& operator=(IntegerPlan&&) = default;
+  IntegerPlan(const IntegerPlan&) = delete;  // stages point into their own convolution's vectors
+  IntegerPlan& operator=(const IntegerPlan&) = delete;
+
   NetworkDescription network;
   int weight_bits;
   int activation_bits;

@@ -27,15 +27,16 @@ int uniform(Random& random, int lowest, int highest) {
 Levels levels_for(Random& random, int weight_bits) {
   if (weight_bits != 2) return {};
   if (uniform(random, 0, 1) == 0) return kDefaultLevels;
-  const int small = uniform(random, 1, 2);
-  const int large = small + uniform(random, 1, 3);
+  const bool far = uniform(random, 0, 7) == 0;  // apart: some kernels refuse some of these layers
+  const int small = uniform(random, 1, far ? 8 : 2);
+  const int large = small + uniform(random, 1, far ? 34 : 3);
   return {static_cast<std::int16_t>(-large), static_cast<std::int16_t>(-small),
           static_cast<std::int16_t>(small), static_cast<std::int16_t>(large)};
 }
 
 Values make_weights(Random& random, const KernelProblem& problem, int bits, const Levels& levels) {
   const int limit = bits == 2 ? levels[3] : weight_limit(bits);
-  const int small = bits == 2 ? levels[2] : std::max(1, limit / 16);
+  const int small = bits == 2 ? levels[2] : std::max(1, limit / (uniform(random, 0, 1) == 0 ? 16 : 3));
   Values weights(problem.shape.filter_size() * static_cast<std::size_t>(problem.shape.output_channels));
   for (std::size_t i = 0; i < weights.size(); ++i) {
     int value = 0;
@@ -103,18 +104,13 @@ Values make_activations(Random& random, const KernelProblem& problem, int bits, 
   return values;
 }
 
-/// Formats that a neighbour of this kernel may ask for: what kernels of its instruction set read, and one
-/// channel a group. The scalar reference knows all of them.
+/// Formats that a neighbour of this kernel may ask for.
 std::vector<ActivationFormat> formats_beside(const ConvolutionKernel& kernel, int bits) {
   std::vector<ActivationFormat> formats;
   const bool wide = kernel.weight_bits == 16;
   for (const ActivationFormat& format : kActivationFormats) {
-    const bool read = std::any_of(
-        convolution_kernels().begin(), convolution_kernels().end(), [&](const ConvolutionKernel& other) {
-          return other.input_format == format && other.instruction_set <= kernel.instruction_set;
-        });
-    const bool known = read || kernel.instruction_set == InstructionSet::reference;
-    if (known && format.bits >= std::min(bits, 16) && (format.bits == 16) == wide) formats.push_back(format);
+    if (kernel.writes(format) && format.bits >= bits && (format.bits == 16) == wide)
+      formats.push_back(format);
   }
   return formats;
 }

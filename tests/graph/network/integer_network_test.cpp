@@ -94,6 +94,35 @@ TEST_P(IntegerNetworkOf, EqualsTheReferenceWithAnyBatchThreadsAndInstructionSet)
   }
 }
 
+/// Levels that some kernels' proofs refuse, in every second layer: layers of one network then are left to
+/// kernels of different instruction sets, which must agree on the formats of the maps between them.
+TEST(IntegerNetwork, KernelsOfOneNetworkAgreeWhateverItsLevels) {
+  constexpr int kImages = 35;
+  const std::vector<std::uint8_t> pixels = random_pixels(kImages, 52);
+  omp_set_num_threads(2);
+  for (const int first : {0, 1}) {
+    QuantizedNetwork quantized = random_network(describe_network("he", 8, "B"), 2, 2, 51);
+    std::vector<QuantizedLayer>& layers = quantized.parameters.convolutions;
+    for (std::size_t i = 1 + static_cast<std::size_t>(first); i < layers.size(); i += 2) {
+      for (std::int16_t& weight : layers[i].weights) {
+        if (std::abs(weight) == 3) weight = static_cast<std::int16_t>(10 * weight);
+      }
+      layers[i].levels = {-30, -1, 1, 30};
+      for (float& scale : layers[i].weight_scale) scale /= 10;
+    }
+    std::vector<float> expected(kImages * 10);
+    ReferenceNetwork(quantized).run(pixels.data(), kImages, expected.data());
+    for (int set = static_cast<int>(InstructionSet::avx2);
+         set <= static_cast<int>(effective_instruction_set()); ++set) {
+      const IntegerNetwork network(quantized, static_cast<InstructionSet>(set));
+      std::vector<float> logits(kImages * 10);
+      network.run(pixels.data(), 1, logits.data());
+      network.run(pixels.data() + 3072, kImages - 1, logits.data() + 10);
+      EXPECT_EQ(logits, expected) << "instruction set " << set << ", first " << first;
+    }
+  }
+}
+
 /// include/nibble/network.h: callers from several threads take turns, and running allocates nothing.
 TEST(IntegerNetwork, SeveralThreadsMayCallAndNothingIsAllocated) {
   omp_set_num_threads(2);
