@@ -31,8 +31,10 @@ struct PositionRun {
 /// lists leave out the taps that would meet padding.
 ///
 ///   A B B B C
-///   D E E E F      9 tap lists for a 3x3 kernel; B, E, H: one run for each row; D, F: one run down the
-///   column D E E E F G H H H I
+///   D E E E F      9 tap lists for a 3x3 kernel.
+///   D E E E F      B, E, H: one run for each row;
+///   D E E E F      D, F: one run down the column.
+///   G H H H I
 ///
 /// Where the kernel takes several rows in a call, E is one run too. Where it takes whole rows, there is one
 /// run for each, of three tap lists: those of B, E and H.

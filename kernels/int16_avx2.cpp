@@ -14,9 +14,8 @@
 // H takes what R has above 16 bits; of 512 steps of 65534 * 32767 it still is below 2^24.
 //
 //   weights:  s16 [pair of output channels][tap][group of 2 input channels][2][2]
-//   program:  [pair of output channels, and one more] places of their runs; then the runs' ends: how many
-//   steps
-//             [tap][group] lie before
+//   program:  [pair of output channels, and one more] places of their runs;
+//             then the runs' ends: how many steps [tap][group] lie before
 
 #include <immintrin.h>
 

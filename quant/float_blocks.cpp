@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "graph/onednn/first_failure.h"
+#include "graph/network/first_failure.h"
 #include "graph/onednn/pixels.h"
 #include "quant/image_groups.h"
 

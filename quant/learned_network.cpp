@@ -7,8 +7,8 @@
 #include <string>
 
 #include "graph/network/error.h"
+#include "graph/network/first_failure.h"
 #include "graph/network/float_parameters.h"
-#include "graph/onednn/first_failure.h"
 #include "graph/onednn/training_layer.h"
 #include "graph/optimize/loss.h"
 #include "kernels/requantize.h"

@@ -1,4 +1,4 @@
-#include "graph/onednn/first_failure.h"
+#include "graph/network/first_failure.h"
 #include "quant/layer_by_layer.h"
 #include "quant/rounding_search.h"
 

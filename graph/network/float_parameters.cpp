@@ -31,7 +31,7 @@ const std::string& metadata_entry(const TensorFile& file, const char* key) {
   const auto found = file.metadata.find(key);
   if (found == file.metadata.end()) {
     throw InputError(file.file.string() + ": the metadata entry '" + key +
-                     "' is missing; it is not a checkpoint of this program");
+                     "' is missing; it is not a checkpoint of this program, name another file");
   }
   return found->second;
 }
@@ -84,7 +84,7 @@ NetworkDescription stored_network(const TensorFile& file, const std::string& for
   const auto [end, error] = std::from_chars(depth_text.data(), depth_text.data() + depth_text.size(), depth);
   if (error != std::errc{} || end != depth_text.data() + depth_text.size()) {
     throw InputError(file.file.string() + ": the metadata entry 'depth' is '" + depth_text +
-                     "', expected a number");
+                     "', expected a number; make or download the file again");
   }
   try {
     return describe_network(metadata_entry(file, "variant"), depth, metadata_entry(file, "shortcut"));

@@ -6,7 +6,8 @@ namespace nibble {
 
 /// What one layer took in a network's profile().
 struct LayerTime {
-  std::string name;             ///< "normalize", a convolution's name, "pool and linear", "padded shortcuts"
+  /// A convolution's name, "normalize", "images into lanes", "padded shortcuts", "pool and linear".
+  std::string name;
   double seconds;               ///< all images of the call, fastest of the repetitions
   double multiply_accumulates;  ///< all images of the call, valid taps only; 0 for element-wise work
 };

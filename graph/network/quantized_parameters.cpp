@@ -374,7 +374,7 @@ QuantizedNetwork read_quantized(const std::filesystem::path& path) {
     return quantized;
   } catch (const InputError& error) {
     const std::string what = error.what();
-    throw InputError(what.starts_with(path.string()) ? what : path.string() + ": " + what);
+    throw InputError(what.starts_with(path.string() + ": ") ? what : path.string() + ": " + what);
   }
 }
 

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "graph/network/convolution_shape.h"
+#include "graph/network/first_failure.h"
 #include "kernels/reference.h"
 
 namespace nibble {
@@ -77,14 +78,18 @@ void ReferenceNetwork::run(const std::uint8_t* pixels, std::int64_t count, float
   const NetworkDescription& network = quantized_.network;
   const std::int64_t image_bytes =
       std::int64_t{network.image_size} * network.image_size * network.image_channels;
+  FirstFailure failure;
 #pragma omp parallel for schedule(dynamic)
   for (std::int64_t i = 0; i < count; ++i) {
-    if (quantized_.parameters.weight_bits == 16) {
-      run_image<std::int64_t>(pixels + i * image_bytes, logits + i * network.classes);
-    } else {
-      run_image<std::int32_t>(pixels + i * image_bytes, logits + i * network.classes);
-    }
+    failure.guard([&] {
+      if (quantized_.parameters.weight_bits == 16) {
+        run_image<std::int64_t>(pixels + i * image_bytes, logits + i * network.classes);
+      } else {
+        run_image<std::int32_t>(pixels + i * image_bytes, logits + i * network.classes);
+      }
+    });
   }
+  failure.rethrow();
 }
 
 }  // namespace nibble

@@ -74,7 +74,9 @@ constexpr DataType type_for<float>() {
   return DataType::f32;
 }
 
-constexpr std::size_t kMaximumHeader = 16U << 20;  // far above any header of ours; stops a cut length field
+// Far above any of ours; stop a damaged length field, and a file of another kind before it fills the memory.
+constexpr std::size_t kMaximumHeader = 16U << 20;
+constexpr std::streamoff kMaximumFile = 1 << 30;
 constexpr std::string_view kChecksumKey = "xxh64";
 constexpr std::string_view kChecksumZeros = "0000000000000000";
 
@@ -99,7 +101,8 @@ std::size_t checksum_position(std::string_view header) {
 }
 
 [[noreturn]] void refuse(const std::filesystem::path& path, const std::string& why) {
-  throw InputError(path.string() + ": " + why + "; the file is damaged or not a checkpoint of this program");
+  throw InputError(path.string() + ": " + why +
+                   "; the file is damaged or not a checkpoint of this program, make or download it again");
 }
 
 /// Parses the header and refuses a key that appears twice in one object, which plain parsing would hide.
@@ -175,7 +178,8 @@ std::vector<std::byte> serialize(const TensorFile& file) {
     end += tensor.bytes.size();
     header[name] = {{"dtype", name_of(tensor.type)}, {"shape", tensor.shape}, {"data_offsets", {begin, end}}};
   }
-  std::string text = header.dump();
+  std::string text =
+      header.dump(-1, ' ', false, json::error_handler_t::replace);  // names of files are any bytes
   text.resize((text.size() + 7) / 8 * 8, ' ');  // so that tensors of the file start aligned
 
   std::vector<std::byte> bytes(8 + text.size() + end);
@@ -216,9 +220,6 @@ class Descriptor {
 
 }  // namespace
 
-std::size_t size_of(DataType type) {
-  return row_of(type).size;
-}
 std::string_view name_of(DataType type) {
   return row_of(type).name;
 }
@@ -278,18 +279,25 @@ NIBBLE_TENSOR_TYPE(float)
 #undef NIBBLE_TENSOR_TYPE
 
 TensorFile read_tensor_file(const std::filesystem::path& path) {
-  std::error_code status;
-  if (!std::filesystem::is_regular_file(path, status)) {
-    throw InputError(path.string() +
-                     ": there is no such file; train or quantize first, or name another checkpoint");
+  std::error_code error;
+  const std::filesystem::file_status status = std::filesystem::status(path, error);
+  if (!std::filesystem::exists(status)) {
+    const bool absent = status.type() == std::filesystem::file_type::not_found;
+    throw InputError(path.string() + ": " + (absent ? "there is no such file" : error.message()) +
+                     "; train or quantize first, or name another checkpoint");
+  }
+  if (!std::filesystem::is_regular_file(status)) {
+    throw InputError(path.string() + ": this is not a file; name a checkpoint, P.safetensors");
   }
   // The size is asked from the open file: a training may put a new one under this name at any moment.
   std::ifstream stream(path, std::ios::binary | std::ios::ate);
   const std::streamoff size = stream ? static_cast<std::streamoff>(stream.tellg()) : 0;
+  if (size > kMaximumFile)
+    refuse(path, "it has " + std::to_string(size) + " bytes, more than any checkpoint");
   std::vector<std::byte> bytes(static_cast<std::size_t>(std::max<std::streamoff>(size, 0)));
   if (!stream.seekg(0) ||
       !stream.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()))) {
-    throw InputError(path.string() + ": cannot be read: " + std::strerror(errno));
+    throw InputError(path.string() + ": cannot be read; check its permissions and the disk");
   }
   if (bytes.size() < 8) refuse(path, "it has only " + std::to_string(bytes.size()) + " bytes");
   std::uint64_t length = 0;

@@ -14,13 +14,12 @@ namespace nibble {
 /// The element types of safetensors that checkpoints use.
 enum class DataType { u8, i8, i16, i32, i64, u64, f32 };
 
-std::size_t size_of(DataType type);
 std::string_view name_of(DataType type);  ///< as safetensors spells it: "U8", "I8", ..., "F32"
 
 struct StoredTensor {
   DataType type;
   std::vector<std::int64_t> shape;
-  std::vector<std::byte> bytes;  ///< little-endian, row-major; size = product of shape * size_of(type)
+  std::vector<std::byte> bytes;  ///< little-endian, row-major; size = product of shape * size of type
 };
 
 /// One safetensors file in memory: https://github.com/huggingface/safetensors#format
@@ -47,8 +46,8 @@ struct TensorFile {
   std::filesystem::path file;  ///< where it was read from; only for messages
 };
 
-/// Reads and checks a file: length, JSON, repeated names, types, gaps, overlaps, checksum (required).
-/// Throws InputError that names the file and what is wrong with it.
+/// Reads and checks a file: length (up to 1 GiB), JSON, repeated names, types, gaps, overlaps, checksum
+/// (required). Throws InputError that names the file and what is wrong with it.
 TensorFile read_tensor_file(const std::filesystem::path& path);
 
 /// Writes beside `path` first, then fsync, rename, fsync of the folder: whatever happens, `path` is either

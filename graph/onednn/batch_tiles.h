@@ -9,7 +9,7 @@
 
 #include "graph/network/convolution_shape.h"
 #include "graph/network/description.h"
-#include "graph/onednn/first_failure.h"
+#include "graph/network/first_failure.h"
 #include "graph/onednn/primitives.h"
 
 // How a batch runs on oneDNN

@@ -4,8 +4,8 @@
 
 #include <algorithm>
 
+#include "graph/network/first_failure.h"
 #include "graph/network/turns.h"
-#include "graph/onednn/first_failure.h"
 
 namespace nibble {
 

@@ -11,9 +11,9 @@
 
 #include "graph/network/description.h"
 #include "graph/network/error.h"
+#include "graph/network/first_failure.h"
 #include "graph/network/float_parameters.h"
 #include "graph/onednn/elementwise.h"
-#include "graph/onednn/first_failure.h"
 #include "graph/onednn/float_training.h"
 #include "graph/onednn/primitives.h"
 #include "graph/onednn/training_layer.h"

@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <iostream>
 #include <vector>
 
 #include "graph/onednn/primitives.h"
@@ -113,8 +112,7 @@ void check(const std::vector<Case>& cases, const Bf16WeightGradient* method = nu
 /// The networks' own shapes, odd maps, maps lower than the kernel, strips that do not divide the rows.
 TEST(WeightGradient, IsTheSumOfProducts) {
   if (!has_avx2()) {
-    std::cout << "this CPU has no AVX2: the network's steps use oneDNN's weight gradient\n";
-    return;
+    GTEST_SKIP() << "this CPU has no AVX2: the network's steps use oneDNN's weight gradient";
   }
   check<float>({{16, 16, 1, 32, 32, 1},
                 {16, 32, 2, 32, 32, 2},
@@ -152,16 +150,14 @@ void check_bf16(const Bf16WeightGradient& method) {
 
 TEST(WeightGradient, IsTheSumOfProductsInBf16) {
   if (!has_avx512_bf16()) {
-    std::cout << "this CPU has no AVX512_BF16: it cannot train in BF16\n";
-    return;
+    GTEST_SKIP() << "this CPU has no AVX512_BF16: it cannot train in BF16";
   }
   check_bf16(kAvx512WeightGradient);
 }
 
 TEST(WeightGradient, IsTheSumOfProductsWithAmx) {
   if (!onednn_has(dnnl::cpu_isa::avx512_core_amx)) {
-    std::cout << "this CPU has no AMX that oneDNN may use: training in BF16 uses AVX512_BF16\n";
-    return;
+    GTEST_SKIP() << "this CPU has no AMX that oneDNN may use: training in BF16 uses AVX512_BF16";
   }
   check_bf16(kAmxWeightGradient);
 }
