@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <iostream>
 #include <optional>
 
@@ -17,11 +18,14 @@
 #include "bench/peers.h"
 #include "bench/rows.h"
 #include "bench/sweep.h"
+#include "bench/system.h"
 #include "cfg/configuration.h"
 #include "graph/data/cifar10.h"
 #include "graph/data/download.h"
 #include "graph/network/checkpoint_path.h"
 #include "graph/network/error.h"
+#include "graph/network/float_parameters.h"
+#include "graph/network/tensor_file.h"
 
 namespace nibble {
 namespace {
@@ -174,13 +178,31 @@ void emit(const Report& report, const Figures& figures, const BenchOptions& opti
               options.output);
 }
 
+/// Images that a network was trained on say nothing about its accuracy on new ones.
+void warn_of_training_images(const std::vector<RowRequest>& requests, int held_out) {
+  for (const RowRequest& request : requests) {
+    const TensorFile file = read_tensor_file(request.file);
+    if (file.entry("format") != kFloatFormat) continue;
+    const std::string validation = file.entry("validation");
+    if (validation.empty() || std::atoi(validation.c_str()) < held_out) {
+      std::cerr << "bench: " << request.file.string() << " was trained on these images (it held out "
+                << (validation.empty() ? "an unknown number" : validation)
+                << "): its accuracy is not one of new images" << std::endl;
+    }
+  }
+}
+
 /// Measures the rows, emits the report and compares it with an earlier one. Returns the exit code.
 int run_measurement(const BenchOptions& options, const Configuration& configuration,
                     const MeasurementOptions& measurement_options) {
   const double fail_above = options.fail_above.empty() ? HUGE_VAL : parse_fraction(options.fail_above);
   std::optional<Report> base;
-  if (!options.compare.empty()) base = read_report(options.compare);
+  if (!options.compare.empty()) {
+    base = read_report(options.compare);
+    require_same_machine(base->context, cpu_name(), omp_get_max_threads());
+  }
   const std::vector<RowRequest> requests = requests_for(configuration, options);
+  if (options.held_out > 0 && !options.worker) warn_of_training_images(requests, options.held_out);
   std::vector<ReportRow> peers;
   if (!options.worker && options.models.empty() && options.held_out == 0) {
     peers =
@@ -210,7 +232,7 @@ int run_measurement(const BenchOptions& options, const Configuration& configurat
   }
   insert_peers(report, peers);
   emit(report, figures, options);
-  return base ? emit_comparison(compare(*base, report, fail_above)) : 0;
+  return base ? emit_comparison(compare(*base, report, fail_above, options.models.empty())) : 0;
 }
 
 }  // namespace

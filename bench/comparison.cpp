@@ -42,9 +42,10 @@ bool rounds_by_instruction_set(const ReportRow& row) {
   return row.weight_bits == 32 || (row.weight_bits == 16 && row.engine == "onednn");
 }
 
-/// Unfused and saturating networks: integers, but oneDNN's kernels decide about their last bit.
+/// Unfused and saturating networks (the ones with a note): integers, but oneDNN's kernels decide about their
+/// last bit.
 bool is_kernel_specific(const ReportRow& row) {
-  return row.engine == "onednn" && row.weight_bits == 8;
+  return row.engine == "onednn" && row.weight_bits == 8 && (!row.fused.value_or(true) || !row.note.empty());
 }
 
 std::string label(const ReportRow& row) {
@@ -73,7 +74,7 @@ double parse_fraction(const std::string& text) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   std::string unit(end, text.data() + text.size());
   unit.erase(std::remove(unit.begin(), unit.end(), ' '), unit.end());
-  if (error != std::errc{} || value < 0 || (unit != "%" && !unit.empty())) {
+  if (error != std::errc{} || !std::isfinite(value) || value < 0 || (unit != "%" && !unit.empty())) {
     throw InputError("'" + text + "' is not a share; write it like 3% or 0.03");
   }
   return unit == "%" ? value / 100 : value;
@@ -171,13 +172,17 @@ Gate compare_size(const ReportRow& base, const ReportRow& current, double fail_a
 
 }  // namespace
 
-Comparison compare(const Report& base, const Report& current, double fail_above) {
-  if (base.context.cpu != current.context.cpu || base.context.threads != current.context.threads) {
-    throw InputError(
-        fmt::format("the earlier report is of {} with {} threads, this one of {} with {}: "
-                    "compare speeds on one machine, see --threads",
-                    base.context.cpu, base.context.threads, current.context.cpu, current.context.threads));
+void require_same_machine(const ReportContext& base, const std::string& cpu, int threads) {
+  if (base.cpu != cpu || base.threads != threads) {
+    throw InputError(fmt::format(
+        "the earlier report is of {} with {} threads, this one of {} with {}: compare speeds on one machine, "
+        "see --threads",
+        base.cpu, base.threads, cpu, threads));
   }
+}
+
+Comparison compare(const Report& base, const Report& current, double fail_above, bool all_rows) {
+  require_same_machine(base.context, current.context.cpu, current.context.threads);
   const bool same_images = base.context.dataset.sha256 == current.context.dataset.sha256 &&
                            base.context.dataset.name == current.context.dataset.name &&
                            base.context.dataset.images == current.context.dataset.images;
@@ -213,6 +218,17 @@ Comparison compare(const Report& base, const Report& current, double fail_above)
     }
     comparison.lines.push_back(
         fmt::format("{} {}: {}", failed ? "REGRESSION" : "ok        ", label(row), line));
+    comparison.failed = comparison.failed || failed;
+  }
+  for (const ReportRow& row : base.rows) {
+    if (row.file.empty() || row.seconds_without_loader.runs.empty()) continue;
+    const bool measured = std::any_of(current.rows.begin(), current.rows.end(), [&](const ReportRow& other) {
+      return same_row(row, other) && !other.seconds_without_loader.runs.empty();
+    });
+    if (measured) continue;
+    const bool failed = all_rows && std::isfinite(fail_above);
+    comparison.lines.push_back(
+        fmt::format("{} {}: in the earlier report only", failed ? "REGRESSION" : "gone      ", label(row)));
     comparison.failed = comparison.failed || failed;
   }
   if (compared == 0) {
@@ -253,7 +269,7 @@ Comparison verify(const Report& base, const Report& current) {
       if (images_count && std::abs(*found->top1 - *stated.top1) > allowed + 1e-12) {
         differences.add(fmt::format("top1 is {:.4f}, the report says {:.4f}", *found->top1, *stated.top1));
       }
-    } else if (!is_kernel_specific(stated) || stated.isa == found->isa) {
+    } else if (!(is_kernel_specific(stated) || is_kernel_specific(*found)) || stated.isa == found->isa) {
       differences.check("signature_generated", found->signature_generated, stated.signature_generated);
       if (images_count) {
         differences.check("signature", found->signature, stated.signature);

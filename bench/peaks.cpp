@@ -138,7 +138,8 @@ std::string onednn_probe_name(int bits) {
 }
 
 MeasuredPeak measure_peak(const PeakProbe& probe, double seconds) {
-  // About 40 microseconds each: short enough to fall between two disturbances, and to share one clock rate.
+  // 40 microseconds each, of AMX 650: short enough to fall between two disturbances, and to share one clock
+  // rate.
   constexpr std::int64_t kAdditions = 16 * 8192;
   constexpr std::int64_t kSteps = 12 * 10000;
   constexpr int kFewestPairs = 200;

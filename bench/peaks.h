@@ -49,7 +49,8 @@ struct MeasuredPeak {
 inline constexpr double kLeastDocumentedFraction = 0.95;
 
 /// Many short pieces of chain and probe in turn, the fastest of each: what neighbours on the machine disturb
-/// falls out. Goes on for up to `seconds` until the documented rate is reached.
+/// falls out. Goes on for up to `seconds` until the documented rate is reached; where none is documented it
+/// makes 200 pairs, so that a machine that is slow throughout them gives too low a peak.
 MeasuredPeak measure_peak(const PeakProbe& probe, double seconds = 0.5);
 
 /// measure_peak, once for each probe in a process; throws RunError when the probe stays below

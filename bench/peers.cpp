@@ -36,6 +36,18 @@ std::optional<fs::path> default_file() {
   return std::nullopt;
 }
 
+/// Figures of other images would stand in columns that they are not of.
+ReportRow without_figures(const ReportRow& peer) {
+  ReportRow row;
+  row.name = peer.name;
+  row.engine = peer.engine;
+  row.weight_bits = peer.weight_bits;
+  row.activation_bits = peer.activation_bits;
+  row.fused = peer.fused;
+  row.note = "was measured on " + std::to_string(peer.measured->images) + " images, not on these";
+  return row;
+}
+
 }  // namespace
 
 std::vector<ReportRow> read_peers(const fs::path& file) {
@@ -47,9 +59,13 @@ std::vector<ReportRow> read_peers(const fs::path& file) {
   std::vector<ReportRow> rows;
   try {
     const nlohmann::json json = nlohmann::json::parse(stream);
-    const Provenance provenance{json.at("date").get<std::string>(), json.at("cpu").get<std::string>(),
+    const nlohmann::json settings = json.value("settings", nlohmann::json::object());
+    const Provenance provenance{json.at("date").get<std::string>(),
+                                json.at("cpu").get<std::string>(),
                                 json.at("versions").get<std::map<std::string, std::string>>(),
-                                json.value("settings", nlohmann::json::object()).value("checkpoint", "")};
+                                settings.value("checkpoint", ""),
+                                settings.value("images", 0),
+                                settings.value("threads", 0)};
     for (const nlohmann::json& entry : json.at("rows")) {
       rows.push_back(row_from_json(entry, file.string()));
       rows.back().measured = provenance;
@@ -95,7 +111,11 @@ bool is_of_replaced_system(const ReportRow& row) {
                      [&](const ExpectedPeer& expected) { return row.name == expected.name; });
 }
 
-void insert_peers(Report& report, const std::vector<ReportRow>& peers) {
+void insert_peers(Report& report, std::vector<ReportRow> peers) {
+  for (ReportRow& peer : peers) {
+    if (!peer.measured || peer.measured->images == 0) continue;
+    if (peer.measured->images != report.context.dataset.images) peer = without_figures(peer);
+  }
   auto place = report.rows.begin();
   for (const ReportRow& peer : peers) {
     place = is_of_replaced_system(peer) ? report.rows.insert(place, peer) + 1 : place;

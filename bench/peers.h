@@ -25,7 +25,8 @@ std::vector<ReportRow> peer_rows(const std::optional<std::filesystem::path>& fil
 /// A row of the table that this project answers: the original network, int2, int4, int8, fused int8.
 bool is_of_replaced_system(const ReportRow& row);
 
-/// The replaced system's rows go before our own, the other engines' after them.
-void insert_peers(Report& report, const std::vector<ReportRow>& peers);
+/// The replaced system's rows go before our own, the other engines' after them; without their figures where
+/// those are of another number of images than the report.
+void insert_peers(Report& report, std::vector<ReportRow> peers);
 
 }  // namespace nibble

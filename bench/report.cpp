@@ -30,10 +30,9 @@ OrderedJson value_to_json(const Timing& value) {
   return {{"mean", value.mean()}, {"std", value.deviation()}, {"runs", value.runs}};
 }
 OrderedJson value_to_json(const Provenance& value) {
-  return {{"date", value.date},
-          {"cpu", value.cpu},
-          {"versions", value.versions},
-          {"checkpoint", value.checkpoint}};
+  return {{"date", value.date},         {"cpu", value.cpu},
+          {"versions", value.versions}, {"checkpoint", value.checkpoint},
+          {"images", value.images},     {"threads", value.threads}};
 }
 template <typename T>
 OrderedJson value_to_json(const std::optional<T>& value) {
@@ -77,8 +76,12 @@ void value_from_json(const Json& json, Timing& value) {
   json.at("runs").get_to(value.runs);
 }
 void value_from_json(const Json& json, Provenance& value) {
-  value = {json.at("date").get<std::string>(), json.at("cpu").get<std::string>(),
-           json.at("versions").get<std::map<std::string, std::string>>(), json.value("checkpoint", "")};
+  value = {json.at("date").get<std::string>(),
+           json.at("cpu").get<std::string>(),
+           json.at("versions").get<std::map<std::string, std::string>>(),
+           json.value("checkpoint", ""),
+           json.value("images", 0),
+           json.value("threads", 0)};
 }
 void value_from_json(const Json& json, std::vector<LayerReport>& layers) {
   for (const Json& layer : json) {

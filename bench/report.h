@@ -42,6 +42,10 @@ struct Provenance {
   std::string cpu;
   std::map<std::string, std::string> versions;
   std::string checkpoint;  ///< the FP32 file that it was given; empty: not told
+  int images = 0;          ///< 0: not told
+  int threads = 0;         ///< 0: not told
+
+  bool operator==(const Provenance&) const = default;
 };
 
 /// One row of the table: one file, run by one engine. What was not measured has no value, in JSON null.

@@ -104,6 +104,14 @@ bool tells_which_row(const Column& column) {
   return title == "row" || title == "bits w/a" || title == "engine";
 }
 
+std::string provenance_text(const Provenance& provenance) {
+  std::string text = fmt::format("measured {} on {}", provenance.date, provenance.cpu);
+  if (provenance.threads > 0) text += fmt::format(", {} threads", provenance.threads);
+  for (const auto& [name, version] : provenance.versions) text += fmt::format(", {} {}", name, version);
+  if (!provenance.checkpoint.empty()) text += ", with the weights of " + provenance.checkpoint;
+  return text;
+}
+
 }  // namespace
 
 Table summary_table(const Report& report) {
@@ -170,16 +178,21 @@ std::vector<std::string> footer_lines(const Report& report) {
     lines.push_back(fmt::format("Peak memory of the process: {:.0f} MB.",
                                 static_cast<double>(*context.peak_memory_bytes) / 1e6));
   }
+  // Rows that were measured together share a line.
+  std::vector<std::pair<Provenance, std::string>> measured;
   for (const ReportRow& row : report.rows) {
-    if (row.measured) {
-      std::string versions;
-      for (const auto& [name, version] : row.measured->versions)
-        versions += fmt::format(", {} {}", name, version);
-      const std::string& of = row.measured->checkpoint;
-      const std::string checkpoint = of.empty() ? "" : ", with the weights of " + of;
-      lines.push_back(fmt::format("{}: measured {} on {}{}{}.", row.name, row.measured->date,
-                                  row.measured->cpu, versions, checkpoint));
+    if (!row.measured) continue;
+    const auto found = std::find_if(measured.begin(), measured.end(),
+                                    [&](const auto& other) { return other.first == *row.measured; });
+    if (found == measured.end()) {
+      measured.emplace_back(*row.measured, row.name);
+    } else {
+      found->second += ", " + row.name;
     }
+  }
+  for (const auto& [provenance, rows] : measured)
+    lines.push_back(rows + ": " + provenance_text(provenance) + ".");
+  for (const ReportRow& row : report.rows) {
     if (!row.note.empty()) lines.push_back(fmt::format("{} ({}): {}.", row.name, row.engine, row.note));
   }
   return lines;

@@ -131,6 +131,22 @@ TEST(Compare, GatesTheFilesSize) {
   EXPECT_THAT(larger.lines.at(0), HasSubstr("larger than allowed"));
 }
 
+TEST(Compare, NamesRowsThatAreGone) {
+  Report base = report_of(kRuns);
+  const Report current = base;
+  base.rows.push_back(base.rows[0]);
+  base.rows.back().name = "gone";
+  const Comparison gated = compare(base, current, 0.03);
+  EXPECT_TRUE(gated.failed);
+  EXPECT_THAT(gated.lines.at(1), HasSubstr("in the earlier report only"));
+  EXPECT_FALSE(compare(base, current, HUGE_VAL).failed);
+  EXPECT_FALSE(compare(base, current, 0.03, false).failed);  // only some rows were asked for
+  Report not_run = base;
+  not_run.rows[1].seconds.runs.clear();
+  not_run.rows[1].seconds_without_loader.runs.clear();
+  EXPECT_TRUE(compare(base, not_run, 0.03).failed);
+}
+
 TEST(Compare, RefusesWhatCannotBeCompared) {
   const Report base = report_of(kRuns);
   Report other = base;
@@ -172,6 +188,35 @@ TEST(TableRows, BeginWithTheReplacedSystem) {
   EXPECT_THAT(names, testing::ElementsAre("Original", "PyTorch int2", "PyTorch int4", "PyTorch int8",
                                           "Fused PyTorch int8", "FP32", "int8"));
   EXPECT_EQ(report.rows.back().name, "OpenVINO int8");
+}
+
+TEST(TableRows, ShowNoFiguresOfOtherImages) {
+  Report report;
+  report.context.dataset.images = 1000;
+  ReportRow peer = row_named("OpenVINO int8", "openvino");
+  peer.images_per_second = 5727.0;
+  peer.measured = Provenance{"2026-11-23", "Some CPU", {}, "", 10000, 2};
+  insert_peers(report, {peer});
+  EXPECT_FALSE(report.rows.at(0).top1);
+  EXPECT_FALSE(report.rows.at(0).images_per_second);
+  EXPECT_THAT(report.rows.at(0).note, HasSubstr("10000 images"));
+  report.rows.clear();
+  report.context.dataset.images = 10000;
+  insert_peers(report, {peer});
+  EXPECT_EQ(report.rows.at(0).images_per_second, 5727.0);
+}
+
+TEST(TableFooter, HasALineForRowsThatWereMeasuredTogether) {
+  Report report;
+  for (const char* name : {"a", "b", "c"}) {
+    report.rows.push_back(row_named(name, "openvino"));
+    report.rows.back().measured = Provenance{"2026-11-23", "Some CPU", {{"OpenVINO", "1"}}, "p", 10000, 2};
+  }
+  report.rows[1].measured->date = "2026-11-24";
+  const std::vector<std::string> lines = footer_lines(report);
+  const auto has = [&](const char* line) { return std::count(lines.begin(), lines.end(), line); };
+  EXPECT_EQ(has("a, c: measured 2026-11-23 on Some CPU, 2 threads, OpenVINO 1, with the weights of p."), 1);
+  EXPECT_EQ(has("b: measured 2026-11-24 on Some CPU, 2 threads, OpenVINO 1, with the weights of p."), 1);
 }
 
 TEST(TableColumns, AreThoseOfTheReplacedSystemFirst) {

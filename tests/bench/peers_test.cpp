@@ -20,7 +20,7 @@ TEST(Peers, CarryTheirProvenance) {
   const TemporaryFolder folder;
   const std::vector<ReportRow> rows =
       peer_rows(write(folder, R"({"date": "2026-11-23", "cpu": "Some CPU", "versions": {"PyTorch": "2.13.0"},
-                 "settings": {"checkpoint": "p.safetensors"}, "rows": [
+                 "settings": {"checkpoint": "p.safetensors", "images": 10000, "threads": 2}, "rows": [
                  {"name": "PyTorch int8", "engine": "pytorch", "weight_bits": 8, "top1": 0.881},
                  {"name": "OpenVINO int8", "engine": "openvino", "images_per_second": 5727.0}]})"));
   ASSERT_EQ(rows.size(), 6U);
@@ -32,6 +32,8 @@ TEST(Peers, CarryTheirProvenance) {
   EXPECT_EQ(rows[3].measured->date, "2026-11-23");
   EXPECT_EQ(rows[3].measured->versions.at("PyTorch"), "2.13.0");
   EXPECT_EQ(rows[3].measured->checkpoint, "p.safetensors");
+  EXPECT_EQ(rows[3].measured->images, 10000);
+  EXPECT_EQ(rows[3].measured->threads, 2);
   EXPECT_EQ(rows[5].name, "OpenVINO int8");
 }
 
