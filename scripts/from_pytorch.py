@@ -6,7 +6,7 @@
 
 Three ways of naming are understood, each with or without "module." in front and "state_dict" around:
 akamaster's (layer1.0.conv1.weight, shortcut.0.weight, linear.weight), torchvision's (downsample.0.weight, fc.weight)
-and a plain nn.Sequential (0.weight, 1.weight, 3.f.0.weight, 6.c.0.weight, 16.weight). Needs torch; nothing else.
+and a plain nn.Sequential (0.weight, 1.weight, 3.f.0.weight, 6.c.0.weight, 16.weight). Needs torch and numpy.
 """
 import argparse
 import json
@@ -16,12 +16,11 @@ import re
 import struct
 import sys
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+from plain_files import WrongInput  # noqa: E402
+
 MASK = (1 << 64) - 1
 PRIMES = (11400714785074694791, 14029467366897019727, 1609587929392839161, 9650029242287828579, 2870177450012600261)
-
-
-class WrongInput(Exception):
-    """Something the user can mend; exit code 2."""
 
 
 def xxh64(data):
@@ -196,9 +195,10 @@ def convert(state):
 
 def load(path):
     try:
+        import numpy  # noqa: F401, for Tensor.numpy()
         import torch
-    except ImportError:
-        raise WrongInput("PyTorch is needed to read its files: pip install torch") from None
+    except ImportError as missing:
+        raise WrongInput(f"{missing.name} is needed to read PyTorch's files: pip install torch numpy") from None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

@@ -1,9 +1,12 @@
-"""What the tools in Python read without any package: where CIFAR-10 is, what a checkpoint says of itself."""
+"""What the tools in Python share and do without any package: where CIFAR-10 is, what a checkpoint says of itself, files
+written whole or not at all, children that end with their parent."""
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import pathlib
+import signal
 import struct
 
 
@@ -29,9 +32,26 @@ def read_header(path: os.PathLike | str) -> tuple[dict[str, str], dict[str, dict
         raise not_of_this_project(path, error) from None
 
 
-def data_folder() -> pathlib.Path:
-    """Where the six files are: CIFAR10_ROOT, else ./data, or cifar-10-batches-bin in it."""
-    root = pathlib.Path(os.environ.get("CIFAR10_ROOT") or "data")
+def die_with_parent() -> None:
+    """In a child before its program starts: a new group, and an end when the parent ends, however it does."""
+    os.setsid()
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def replace_file(path: pathlib.Path, text: str) -> None:
+    """The old file or the new one, whatever happens. Raises OSError."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def data_folder(default: os.PathLike | str = "data") -> pathlib.Path:
+    """Where the six files are: CIFAR10_ROOT, else `default`, or cifar-10-batches-bin in it."""
+    root = pathlib.Path(os.environ.get("CIFAR10_ROOT") or default)
     for folder in (root, root / "cifar-10-batches-bin"):
         if (folder / "test_batch.bin").is_file():
             return folder

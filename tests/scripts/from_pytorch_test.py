@@ -3,7 +3,7 @@
 
     tests/scripts/from_pytorch_test.py SOURCE_FOLDER TRAIN_PROGRAM PRINT_LOGITS_PROGRAM
 
-Networks with random weights in all three namings; with NIBBLE_FOREIGN_CHECKPOINT (akamaster's ResNet-20) and
+Runs in the peers' environment (.venv-peers) where there is one. Networks with random weights in all three namings; with NIBBLE_FOREIGN_CHECKPOINT (akamaster's ResNet-20) and
 CIFAR10_ROOT also that one and its 9,173 correct test images.
 """
 import importlib.util
@@ -14,15 +14,21 @@ import sys
 import tempfile
 import unittest
 
+SOURCE, TRAIN, PRINT_LOGITS = map(os.path.abspath, sys.argv[1:4])
+PEERS = os.path.join(os.environ.get("NIBBLE_PEERS_VENV") or os.path.join(SOURCE, ".venv-peers"), "bin", "python")
+
 try:
+    import numpy  # noqa: F401
     import torch
     from torch import nn
     import torch.nn.functional as F
 except ImportError:
-    print("PyTorch is not installed: the comparison with it was not made")
-    sys.exit(0)
+    if os.path.exists(PEERS) and not os.environ.get("NIBBLE_IN_PEERS"):
+        os.environ["NIBBLE_IN_PEERS"] = "1"
+        os.execv(PEERS, [PEERS, *sys.argv])
+    print("PyTorch is not installed (scripts/peers/setup installs it): the comparison with it was not made")
+    sys.exit(77)  # CMakeLists.txt: skipped
 
-SOURCE, TRAIN, PRINT_LOGITS = map(os.path.abspath, sys.argv[1:4])
 spec = importlib.util.spec_from_file_location("from_pytorch", os.path.join(SOURCE, "scripts", "from_pytorch.py"))
 from_pytorch = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(from_pytorch)

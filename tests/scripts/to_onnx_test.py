@@ -24,7 +24,7 @@ except ImportError as missing:
         os.environ["NIBBLE_IN_PEERS"] = "1"
         os.execv(PEERS, [PEERS, *sys.argv])
     print(f"{missing.name} is not installed (scripts/peers/setup installs it): the ONNX models were not checked")
-    sys.exit(0)
+    sys.exit(77)  # CMakeLists.txt: skipped
 
 sys.path.insert(0, os.path.join(SOURCE, "scripts"))
 import checkpoints  # noqa: E402
