@@ -1,12 +1,10 @@
 // 2-bit weights, 2-bit activations, AVX2: a look-up (vpshufb) and an 8-bit addition for 64 products.
 //
 //   activations (index2), 32 lanes:  byte = a0 | a1 << 2, four bits of an index
-//   table of two weights, 16 bytes:  entry[a0 | a1 << 2] = w0 * a0 + w1 * a1 - minimum(w0, w1) >= 0
+//   table of two weights, 16 bytes (look_up_tables.h)
 //
 // Four levels give 16 tables, 256 bytes a layer, whatever the number of weights; a weight pair is stored as
-// the table's place, one byte. Entries are unsigned, so a run of them stays in 8 bits while the tables'
-// ranges (w0, w1 = 3, 3: 18) add up to at most 255. Run lengths are proved at packing, for every stretch of
-// steps.
+// the table's place, one byte. Run lengths are proved at packing, for every stretch of steps.
 //
 // Partial sums of a run are stored as they are and widened at the end, three instructions each. As 16-bit
 // words, a register r holds even lanes + 256 * odd lanes. With S = sum of r and O = sum of (r >> 8), both
@@ -25,111 +23,31 @@
 
 #include "kernels/blocks_avx2.h"
 #include "kernels/kernels.h"
+#include "kernels/look_up_tables.h"
 #include "kernels/output_avx2.h"
 
 namespace nibble {
 namespace {
 
 constexpr int kMostPositions = 6;
-constexpr int kTableBytes = 16;
-constexpr int kTables = 16;
-
-struct Table {
-  std::array<std::uint8_t, kTableBytes> entries;
-  int minimum;
-  int range;  ///< of the entries
-};
-
-Table make_table(int w0, int w1) {
-  constexpr int kLimit = activation_limit(2);
-  Table table{{}, kLimit * (std::min(w0, 0) + std::min(w1, 0)), kLimit * (std::abs(w0) + std::abs(w1))};
-  for (int a1 = 0; a1 <= kLimit; ++a1) {
-    for (int a0 = 0; a0 <= kLimit; ++a0) {
-      table.entries[static_cast<std::size_t>(a0 | a1 << 2)] =
-          static_cast<std::uint8_t>(w0 * a0 + w1 * a1 - table.minimum);
-    }
-  }
-  return table;
-}
+constexpr int kGroup = 2;  ///< input channels of a step
+constexpr int kTableBytes = LookUpTables<kGroup>::kEntries;
+constexpr int kTables = LookUpTables<kGroup>::kTables;
+constexpr int kLargestSum = 32767;  ///< minus its minimum
 
 int groups_of(const ConvolutionShape& shape) {
-  return group_count(kIndex2, shape.input_channels);
+  return group_steps<kGroup>(shape);
 }
 int padded_channels_of(const ConvolutionShape& shape) {
   return (shape.output_channels + kOutputBlock - 1) / kOutputBlock * kOutputBlock;
 }
 
-/// The table of one step of one output channel. The second weight of an odd last input channel is any level:
-/// its activation is zero.
-int table_of(const ConvolutionLayer& layer, int output_channel, int tap, int group) {
-  const int channels = layer.shape.input_channels;
-  const auto code = [&](int channel) {
-    if (channel >= channels || output_channel >= layer.shape.output_channels) return 2;
-    const std::size_t at = static_cast<std::size_t>(output_channel) * layer.shape.filter_size() +
-                           static_cast<std::size_t>(tap * channels + channel);
-    return static_cast<int>(std::find(layer.levels.begin(), layer.levels.end(), layer.weights[at]) -
-                            layer.levels.begin());
-  };
-  return code(2 * group) | code(2 * group + 1) << 2;
-}
-
-std::array<Table, kTables> make_tables(const Levels& levels) {
-  std::array<Table, kTables> tables;
-  for (std::size_t i = 0; i < kTables; ++i) tables[i] = make_table(levels[i % 4], levels[i / 4]);
-  return tables;
-}
-
-/// The largest number of steps that no output channel can overflow 8 bits with, wherever a run begins; 0 when
-/// a channel's whole sum could pass 15 bits or a single entry 8.
-int proven_run_length(const ConvolutionLayer& layer) {
-  const int taps = layer.shape.kernel * layer.shape.kernel;
-  const int groups = groups_of(layer.shape);
-  if (taps * groups > kMaximumSteps || layer.levels[3] > 255 / activation_limit(2)) return 0;
-  const std::array<Table, kTables> tables = make_tables(layer.levels);
-  int proven = taps * groups;
-  std::vector<int> ranges(static_cast<std::size_t>(taps * groups));
-  for (int o = 0; o < layer.shape.output_channels; ++o) {
-    int total = 0;
-    for (int step = 0; step < taps * groups; ++step) {
-      const int range =
-          tables[static_cast<std::size_t>(table_of(layer, o, step / groups, step % groups))].range;
-      ranges[static_cast<std::size_t>(step)] = range;
-      total += range;
-    }
-    if (total > 32767) return 0;
-    proven = std::min(proven, longest_run(ranges, 255));
-  }
-  return proven;
-}
-
 bool supports(const ConvolutionLayer& layer) {
-  return steps_fit(layer.shape, groups_of(layer.shape), proven_run_length(layer));
+  return steps_fit(layer.shape, groups_of(layer.shape), proven_run_length<kGroup>(layer, kLargestSum));
 }
 
 [[gnu::cold, gnu::flatten]] PackedConvolution pack(const ConvolutionLayer& layer) {
-  const int taps = layer.shape.kernel * layer.shape.kernel;
-  const int groups = groups_of(layer.shape);
-  const int padded = padded_channels_of(layer.shape);
-  const std::array<Table, kTables> tables = make_tables(layer.levels);
-  PackedConvolution packed{layer.shape, layer.activation_bits, {}, {}};
-  for (const Table& table : tables) {
-    packed.weights.insert(packed.weights.end(), table.entries.begin(), table.entries.end());
-  }
-  packed.program.assign(static_cast<std::size_t>(1 + taps * padded), 0);
-  packed.program[0] = proven_run_length(layer);
-  for (int pair = 0; pair < padded; pair += kPair) {
-    for (int tap = 0; tap < taps; ++tap) {
-      for (int group = 0; group < groups; ++group) {
-        for (int o = pair; o < pair + kPair; ++o) {
-          const int table = table_of(layer, o, tap, group);
-          packed.weights.push_back(static_cast<std::uint8_t>(table * kTableBytes));
-          packed.program[static_cast<std::size_t>(1 + tap * padded + o)] +=
-              tables[static_cast<std::size_t>(table)].minimum;
-        }
-      }
-    }
-  }
-  return packed;
+  return pack_tables<kGroup>(layer, padded_channels_of(layer.shape), kPair, kTableBytes, kLargestSum);
 }
 
 /// Sums of the runs of one register block, 8-bit, [run][output channel of the pair][position].

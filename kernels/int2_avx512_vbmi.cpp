@@ -1,7 +1,7 @@
 // 2-bit weights, 2-bit activations, AVX-512 VBMI: a look-up (vpermb) and an 8-bit addition for 192 products.
 //
 //   activations (index3), 64 lanes:   byte = a0 | a1 << 2 | a2 << 4, six bits of an index
-//   table of three weights, 64 bytes: entry = w0 * a0 + w1 * a1 + w2 * a2 - minimum >= 0
+//   table of three weights, 64 bytes (look_up_tables.h)
 //
 // Four levels give 64 tables, 4 KB a layer; three weights are stored as their table's number, one byte. Runs,
 // their proof and their widening are int2_avx2.cpp's, with entries of up to 27 for +-1, +-3.
@@ -22,6 +22,7 @@
 #include <utility>
 
 #include "kernels/kernels.h"
+#include "kernels/look_up_tables.h"
 #include "kernels/output_avx512.h"
 #include "kernels/steps.h"
 
@@ -30,115 +31,25 @@ namespace {
 
 constexpr int kPositions = 2;
 constexpr int kGroup = 3;  ///< input channels of a step
-constexpr int kTableBytes = 64;
-constexpr int kTables = 64;
+constexpr int kTableBytes = LookUpTables<kGroup>::kEntries;
+constexpr int kTables = LookUpTables<kGroup>::kTables;
 constexpr int kLargestSum =
     32766;  ///< minus its minimum; one more than it and less than zero fit 16 bits too
 constexpr int kChunk = 6 * kTileChannels;  ///< output channels that are prepared together
 
-struct Table {
-  std::array<std::uint8_t, kTableBytes> entries;
-  int minimum;
-  int range;  ///< of the entries
-};
-
-Table make_table(const std::array<int, kGroup>& weights) {
-  constexpr int kLimit = activation_limit(2);
-  Table table{{}, 0, 0};
-  for (const int weight : weights) {
-    table.minimum += kLimit * std::min(weight, 0);
-    table.range += kLimit * std::abs(weight);
-  }
-  for (std::size_t index = 0; index < kTableBytes; ++index) {
-    int sum = -table.minimum;
-    for (std::size_t i = 0; i < kGroup; ++i) sum += weights[i] * static_cast<int>((index >> (2 * i)) & 3U);
-    table.entries[index] = static_cast<std::uint8_t>(sum);
-  }
-  return table;
-}
-
-std::array<Table, kTables> make_tables(const Levels& levels) {
-  std::array<Table, kTables> tables;
-  for (std::size_t i = 0; i < kTables; ++i) {
-    tables[i] = make_table({levels[i % 4], levels[i / 4 % 4], levels[i / 16]});
-  }
-  return tables;
-}
-
 int groups_of(const ConvolutionShape& shape) {
-  return group_count(kIndex3, shape.input_channels);
+  return group_steps<kGroup>(shape);
 }
 int padded_channels_of(const ConvolutionShape& shape) {
   return (shape.output_channels + kBlockChannels - 1) / kBlockChannels * kBlockChannels;
 }
 
-/// The table of one step of one output channel. Weights of input channels that do not exist are any level:
-/// their activations are zero.
-int table_of(const ConvolutionLayer& layer, int output_channel, int tap, int group) {
-  int table = 0;
-  for (int i = 0; i < kGroup; ++i) {
-    const int channel = kGroup * group + i;
-    int code = 2;
-    if (channel < layer.shape.input_channels && output_channel < layer.shape.output_channels) {
-      const std::size_t at = static_cast<std::size_t>(output_channel) * layer.shape.filter_size() +
-                             static_cast<std::size_t>(tap * layer.shape.input_channels + channel);
-      code = static_cast<int>(std::find(layer.levels.begin(), layer.levels.end(), layer.weights[at]) -
-                              layer.levels.begin());
-    }
-    table |= code << (2 * i);
-  }
-  return table;
-}
-
-/// The largest number of steps that no output channel can overflow 8 bits with, wherever a run begins; 0 when
-/// a channel's whole sum could pass 15 bits or a single entry 8.
-int proven_run_length(const ConvolutionLayer& layer) {
-  const int groups = groups_of(layer.shape);
-  const int steps = layer.shape.kernel * layer.shape.kernel * groups;
-  if (steps > kMaximumSteps || layer.levels[3] > 255 / activation_limit(2)) return 0;
-  const std::array<Table, kTables> tables = make_tables(layer.levels);
-  int proven = steps;
-  std::vector<int> ranges(static_cast<std::size_t>(steps));
-  for (int o = 0; o < layer.shape.output_channels; ++o) {
-    int total = 0;
-    for (int step = 0; step < steps; ++step) {
-      const int table = table_of(layer, o, step / groups, step % groups);
-      ranges[static_cast<std::size_t>(step)] = tables[static_cast<std::size_t>(table)].range;
-      total += ranges[static_cast<std::size_t>(step)];
-    }
-    if (total > kLargestSum) return 0;
-    proven = std::min(proven, longest_run(ranges, 255));
-  }
-  return proven;
-}
-
 bool supports(const ConvolutionLayer& layer) {
-  return steps_fit(layer.shape, groups_of(layer.shape), proven_run_length(layer));
+  return steps_fit(layer.shape, groups_of(layer.shape), proven_run_length<kGroup>(layer, kLargestSum));
 }
 
 [[gnu::cold, gnu::flatten]] PackedConvolution pack(const ConvolutionLayer& layer) {
-  const int taps = layer.shape.kernel * layer.shape.kernel;
-  const int padded = padded_channels_of(layer.shape);
-  const std::array<Table, kTables> tables = make_tables(layer.levels);
-  PackedConvolution packed{layer.shape, layer.activation_bits, {}, {}};
-  for (const Table& table : tables) {
-    packed.weights.insert(packed.weights.end(), table.entries.begin(), table.entries.end());
-  }
-  packed.program.assign(static_cast<std::size_t>(1 + taps * padded), 0);
-  packed.program[0] = proven_run_length(layer);
-  for (int block = 0; block < padded; block += kBlockChannels) {
-    for (int tap = 0; tap < taps; ++tap) {
-      for (int group = 0; group < groups_of(layer.shape); ++group) {
-        for (int o = block; o < block + kBlockChannels; ++o) {
-          const int table = table_of(layer, o, tap, group);
-          packed.weights.push_back(static_cast<std::uint8_t>(table));
-          packed.program[static_cast<std::size_t>(1 + tap * padded + o)] +=
-              tables[static_cast<std::size_t>(table)].minimum;
-        }
-      }
-    }
-  }
-  return packed;
+  return pack_tables<kGroup>(layer, padded_channels_of(layer.shape), kBlockChannels, 1, kLargestSum);
 }
 
 /// What a call needs of its output channels, each value the same in all bytes or words of 32 bits.
