@@ -44,7 +44,7 @@ class Compare(unittest.TestCase):
         cases = [(["--bench", "/nonexistent"], "build it", NO_PEERS),
                  (["--checkpoint", "/nonexistent"], "name an FP32 checkpoint", NO_PEERS),
                  (["--output", "/nonexistent/peers.json"], "cannot be written", NO_PEERS),
-                 ([], "CIFAR-10 is not there", without_data)]
+                 ([], "CIFAR-10 is not in", without_data)]
         if os.environ.get("CIFAR10_ROOT"):
             cases.append((["--rows", "int3"], "there is no row 'int3'", NO_PEERS))
         for options, expected, environment in cases:

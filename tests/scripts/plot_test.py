@@ -21,7 +21,9 @@ def row(name, top1, seconds, file_bytes, file):
     return {"name": name, "top1": top1, "seconds": {"mean": seconds}, "file_bytes": file_bytes, "file": file}
 
 
-REPORT = {"rows": [row("FP32", 0.94, 4.0, 1563000, "a"), row("int2", 0.885, 0.4, 108000, "b"),
+CONTEXT = {"dataset": {"images": 10000}, "threads": 3}
+REPORT = {"context": CONTEXT,
+          "rows": [row("FP32", 0.94, 4.0, 1563000, "a"), row("int2", 0.885, 0.4, 108000, "b"),
                    row("Other int8", 0.938, 0.7, 430000, None), row("Other int2", 0.108, 3.8, 480000, None),
                    {**row("unmeasured", None, 1.0, 1, None), "seconds": None}]}
 
@@ -53,7 +55,7 @@ class Plot(unittest.TestCase):
     def test_wrong_input(self):
         self.refuses("missing.json cannot be read", "missing.json")
         self.refuses("is not a report of bench", "64_200.log.jsonl")
-        (self.folder / "empty.json").write_text('{"rows": []}')
+        (self.folder / "empty.json").write_text(json.dumps({**REPORT, "rows": []}))
         self.refuses("no row with accuracy and time", "empty.json")
         (self.folder / "64_200.log.jsonl").write_text("no log\n")
         self.refuses("is not a log of train", "report.json", "--logs", ".")
@@ -71,6 +73,7 @@ class Plot(unittest.TestCase):
         xml.etree.ElementTree.fromstring(accuracy)
         for name in ("FP32", "int2", "Other int8", "Other int2 (10.8 %)"):
             self.assertIn(f">{name}<", accuracy)
+        self.assertIn("seconds for 10,000 images, 3 threads", accuracy)
         self.assertNotIn("unmeasured", accuracy)
         self.assertIn("learning rate", (self.folder / "first" / "training.svg").read_text())
 
