@@ -30,24 +30,28 @@ namespace nibble {
 namespace {
 
 constexpr int kMostPositions = 6;
-constexpr int kGroup = 2;  ///< input channels of a step
-constexpr int kTableBytes = LookUpTables<kGroup>::kEntries;
-constexpr int kTables = LookUpTables<kGroup>::kTables;
+constexpr int kTableBytes = LookUpTables<kIndex2>::kEntries;
+constexpr int kTables = LookUpTables<kIndex2>::kTables;
 constexpr int kLargestSum = 32767;  ///< minus its minimum
 
 int groups_of(const ConvolutionShape& shape) {
-  return group_steps<kGroup>(shape);
+  return group_count(kIndex2, shape.input_channels);
 }
 int padded_channels_of(const ConvolutionShape& shape) {
   return (shape.output_channels + kOutputBlock - 1) / kOutputBlock * kOutputBlock;
 }
 
+int run_length_of(const ConvolutionLayer& layer) {
+  return proven_run_length<kIndex2>(layer, kLargestSum);
+}
+
 bool supports(const ConvolutionLayer& layer) {
-  return steps_fit(layer.shape, groups_of(layer.shape), proven_run_length<kGroup>(layer, kLargestSum));
+  return steps_fit(layer.shape, groups_of(layer.shape), run_length_of(layer));
 }
 
 [[gnu::cold, gnu::flatten]] PackedConvolution pack(const ConvolutionLayer& layer) {
-  return pack_tables<kGroup>(layer, padded_channels_of(layer.shape), kPair, kTableBytes, kLargestSum);
+  return pack_tables<kIndex2>(layer, padded_channels_of(layer.shape), kPair, kTableBytes,
+                              run_length_of(layer));
 }
 
 /// Sums of the runs of one register block, 8-bit, [run][output channel of the pair][position].

@@ -30,26 +30,31 @@ namespace nibble {
 namespace {
 
 constexpr int kPositions = 2;
-constexpr int kGroup = 3;  ///< input channels of a step
-constexpr int kTableBytes = LookUpTables<kGroup>::kEntries;
-constexpr int kTables = LookUpTables<kGroup>::kTables;
+constexpr int kGroup = kIndex3.channels;  ///< input channels of a step
+constexpr int kTableBytes = LookUpTables<kIndex3>::kEntries;
+constexpr int kTables = LookUpTables<kIndex3>::kTables;
 constexpr int kLargestSum =
     32766;  ///< minus its minimum; one more than it and less than zero fit 16 bits too
 constexpr int kChunk = 6 * kTileChannels;  ///< output channels that are prepared together
 
 int groups_of(const ConvolutionShape& shape) {
-  return group_steps<kGroup>(shape);
+  return group_count(kIndex3, shape.input_channels);
 }
 int padded_channels_of(const ConvolutionShape& shape) {
   return (shape.output_channels + kBlockChannels - 1) / kBlockChannels * kBlockChannels;
 }
 
+int run_length_of(const ConvolutionLayer& layer) {
+  return proven_run_length<kIndex3>(layer, kLargestSum);
+}
+
 bool supports(const ConvolutionLayer& layer) {
-  return steps_fit(layer.shape, groups_of(layer.shape), proven_run_length<kGroup>(layer, kLargestSum));
+  return steps_fit(layer.shape, groups_of(layer.shape), run_length_of(layer));
 }
 
 [[gnu::cold, gnu::flatten]] PackedConvolution pack(const ConvolutionLayer& layer) {
-  return pack_tables<kGroup>(layer, padded_channels_of(layer.shape), kBlockChannels, 1, kLargestSum);
+  return pack_tables<kIndex3>(layer, padded_channels_of(layer.shape), kBlockChannels, 1,
+                              run_length_of(layer));
 }
 
 /// What a call needs of its output channels, each value the same in all bytes or words of 32 bits.

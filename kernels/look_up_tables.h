@@ -22,9 +22,11 @@
 namespace nibble {
 namespace {
 
-template <int group>
+/// `format`: of the activations, index2 or index3.
+template <ActivationFormat format>
 struct LookUpTables {
-  static constexpr std::size_t kEntries = std::size_t{1} << (2 * group);
+  static constexpr std::size_t kGroup = format.channels;
+  static constexpr std::size_t kEntries = std::size_t{1} << (2 * kGroup);
   static constexpr std::size_t kTables = kEntries;  ///< as many levels as activations
 
   struct Table {
@@ -39,14 +41,14 @@ struct LookUpTables {
       Table& table = tables[number];
       table.minimum = 0;
       table.range = 0;
-      for (std::size_t i = 0; i < group; ++i) {
+      for (std::size_t i = 0; i < kGroup; ++i) {
         const int weight = levels[number >> (2 * i) & 3U];
         table.minimum += kLimit * std::min(weight, 0);
         table.range += kLimit * std::abs(weight);
       }
       for (std::size_t index = 0; index < kEntries; ++index) {
         int sum = -table.minimum;
-        for (std::size_t i = 0; i < group; ++i) {
+        for (std::size_t i = 0; i < kGroup; ++i) {
           sum += levels[number >> (2 * i) & 3U] * static_cast<int>(index >> (2 * i) & 3U);
         }
         table.entries[index] = static_cast<std::uint8_t>(sum);
@@ -57,19 +59,13 @@ struct LookUpTables {
   std::array<Table, kTables> tables;
 };
 
-/// Groups of input channels: steps of one tap.
-template <int group>
-int group_steps(const ConvolutionShape& shape) {
-  return (shape.input_channels + group - 1) / group;
-}
-
 /// The number of the table of one step of one output channel. Weights of channels that do not exist are any
 /// level: their activations are zero, or their sums are not looked at.
-template <int group>
+template <ActivationFormat format>
 std::size_t table_number(const ConvolutionLayer& layer, int output_channel, int tap, int step) {
   std::size_t number = 0;
-  for (int i = 0; i < group; ++i) {
-    const int channel = group * step + i;
+  for (int i = 0; i < format.channels; ++i) {
+    const int channel = format.channels * step + i;
     std::size_t code = 2;
     if (channel < layer.shape.input_channels && output_channel < layer.shape.output_channels) {
       const std::int16_t weight = weight_of(layer, output_channel, tap, channel);
@@ -83,18 +79,18 @@ std::size_t table_number(const ConvolutionLayer& layer, int output_channel, int 
 
 /// The largest number of steps that no output channel can overflow 8 bits with, wherever a run begins; 0 when
 /// a channel's whole sum could pass `largest_sum` or a single entry 8 bits.
-template <int group>
+template <ActivationFormat format>
 int proven_run_length(const ConvolutionLayer& layer, int largest_sum) {
-  const int groups = group_steps<group>(layer.shape);
+  const int groups = group_count(format, layer.shape.input_channels);
   const int steps = layer.shape.kernel * layer.shape.kernel * groups;
   if (steps > kMaximumSteps || layer.levels[3] > 255 / activation_limit(2)) return 0;
-  const LookUpTables<group> of(layer.levels);
+  const LookUpTables<format> of(layer.levels);
   int proven = steps;
   std::vector<int> ranges(static_cast<std::size_t>(steps));
   for (int o = 0; o < layer.shape.output_channels; ++o) {
     int total = 0;
     for (int step = 0; step < steps; ++step) {
-      const int range = of.tables[table_number<group>(layer, o, step / groups, step % groups)].range;
+      const int range = of.tables[table_number<format>(layer, o, step / groups, step % groups)].range;
       ranges[static_cast<std::size_t>(step)] = range;
       total += range;
     }
@@ -107,26 +103,26 @@ int proven_run_length(const ConvolutionLayer& layer, int largest_sum) {
 /// Output channels up to `padded_channels` in blocks of `block_channels`; a table's place is `unit` times its
 /// number.
 ///
-///   weights:  [tables][entries], then [block of output channels][tap][group of input
-///   channels][block_channels] places program:  run length, then [tap][output channel, padded] sums of the
-///   tables' minima
-template <int group>
+///   weights:  [tables][entries],
+///             then [block of output channels][tap][group of input channels][block_channels] places
+///   program:  run length, then [tap][output channel, padded] sums of the tables' minima
+template <ActivationFormat format>
 PackedConvolution pack_tables(const ConvolutionLayer& layer, int padded_channels, int block_channels,
-                              std::size_t unit, int largest_sum) {
+                              std::size_t unit, int run_length) {
   const int taps = layer.shape.kernel * layer.shape.kernel;
-  const int groups = group_steps<group>(layer.shape);
-  const LookUpTables<group> of(layer.levels);
+  const int groups = group_count(format, layer.shape.input_channels);
+  const LookUpTables<format> of(layer.levels);
   PackedConvolution packed{layer.shape, layer.activation_bits, {}, {}};
   for (const auto& table : of.tables) {
     packed.weights.insert(packed.weights.end(), table.entries.begin(), table.entries.end());
   }
   packed.program.assign(static_cast<std::size_t>(1 + taps * padded_channels), 0);
-  packed.program[0] = proven_run_length<group>(layer, largest_sum);
+  packed.program[0] = run_length;
   for (int block = 0; block < padded_channels; block += block_channels) {
     for (int tap = 0; tap < taps; ++tap) {
       for (int step = 0; step < groups; ++step) {
         for (int o = block; o < block + block_channels; ++o) {
-          const std::size_t number = table_number<group>(layer, o, tap, step);
+          const std::size_t number = table_number<format>(layer, o, tap, step);
           packed.weights.push_back(static_cast<std::uint8_t>(number * unit));
           packed.program[static_cast<std::size_t>(1 + tap * padded_channels + o)] +=
               of.tables[number].minimum;
