@@ -44,8 +44,8 @@ struct PlannedKernels {
   const ConvolutionKernel*& of(int convolution) {
     return convolutions[static_cast<std::size_t>(convolution)];
   }
-  const ConvolutionKernel& of(int convolution) const {
-    return *convolutions[static_cast<std::size_t>(convolution)];
+  const ConvolutionKernel* of(int convolution) const {
+    return convolutions[static_cast<std::size_t>(convolution)];
   }
 };
 
@@ -89,16 +89,16 @@ bool agree(const PlannedKernels& chosen, const NetworkDescription& network) {
            (next_block == chosen.blocks.size() || !chosen.blocks[next_block].derives_input ||
             kernel.writes(chosen.blocks[next_block].input));
   };
-  if (!chosen.blocks.empty() && !writes_stream(chosen.of(0), chosen.blocks[0].stream, 0)) return false;
+  if (!chosen.blocks.empty() && !writes_stream(*chosen.of(0), chosen.blocks[0].stream, 0)) return false;
   for (std::size_t b = 0; b < chosen.blocks.size(); ++b) {
     const Block& block = network.blocks[b];
     const PlannedBlock& formats = chosen.blocks[b];
-    const ConvolutionKernel& second = chosen.of(block.conv2);
-    if (!chosen.of(block.conv1).writes(formats.middle) || !second.writes(formats.shortcut) ||
+    const ConvolutionKernel& second = *chosen.of(block.conv2);
+    if (!chosen.of(block.conv1)->writes(formats.middle) || !second.writes(formats.shortcut) ||
         !writes_stream(second, formats.output, b + 1)) {
       return false;
     }
-    if (block.shortcut == Shortcut::projection && !chosen.of(block.projection).writes(formats.shortcut))
+    if (block.shortcut == Shortcut::projection && !chosen.of(block.projection)->writes(formats.shortcut))
       return false;
   }
   return true;

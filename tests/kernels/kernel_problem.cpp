@@ -10,7 +10,6 @@
 
 #include "kernels/geometry.h"
 #include "kernels/reference.h"
-#include "kernels/registry.h"
 #include "kernels/thresholds.h"
 #include "tests/kernels/guarded_memory.h"
 

@@ -123,6 +123,23 @@ TEST_F(TensorFileTest, RefusesAHeaderThatDoesNotFitItsBytes) {
   EXPECT_EQ(refusal(), "no error");
 }
 
+TEST_F(TensorFileTest, RefusesWhatIsNoFileOrTooLarge) {
+  EXPECT_THAT(refusal(), HasSubstr("there is no such file"));
+  std::filesystem::create_directory(path());
+  EXPECT_THAT(refusal(), HasSubstr("this is not a file; name a checkpoint"));
+  std::filesystem::remove(path());
+  std::ofstream(path()).put(' ');
+  std::filesystem::resize_file(path(), std::uintmax_t{200} << 30);  // a hole takes no room on the disk
+  EXPECT_THAT(refusal(), HasSubstr("214748364800 bytes, more than any checkpoint"));
+}
+
+TEST_F(TensorFileTest, KeepsANameThatIsNotUtf8) {
+  TensorFile file = sample(1);
+  file.metadata["source"] = "caf\xe9.safetensors";
+  write_tensor_file(path(), file);
+  EXPECT_EQ(read_tensor_file(path()).metadata.at("source"), "caf\xef\xbf\xbd.safetensors");  // U+FFFD
+}
+
 TEST_F(TensorFileTest, RefusesAFileThatIsCutAnywhere) {
   write_tensor_file(path(), sample(1));
   const std::string whole = content_of(path());
