@@ -9,6 +9,8 @@
 #include <cstdlib>
 #include <iostream>
 #include <optional>
+#include <set>
+#include <string_view>
 
 #include "bench/comparison.h"
 #include "bench/figures.h"
@@ -180,12 +182,14 @@ void emit(const Report& report, const Figures& figures, const BenchOptions& opti
 
 /// Images that a network was trained on say nothing about its accuracy on new ones.
 void warn_of_training_images(const std::vector<RowRequest>& requests, int held_out) {
+  std::set<std::filesystem::path> files;  // a file has a row in FP32 and one in BF16
   for (const RowRequest& request : requests) {
-    const TensorFile file = read_tensor_file(request.file);
-    if (file.entry("format") != kFloatFormat) continue;
-    const std::string validation = file.entry("validation");
+    if (request.kind.format == std::string_view(kFloatFormat)) files.insert(request.file);
+  }
+  for (const std::filesystem::path& file : files) {
+    const std::string validation = read_tensor_file(file).entry("validation");
     if (validation.empty() || std::atoi(validation.c_str()) < held_out) {
-      std::cerr << "bench: " << request.file.string() << " was trained on these images (it held out "
+      std::cerr << "bench: " << file.string() << " was trained on these images (it held out "
                 << (validation.empty() ? "an unknown number" : validation)
                 << "): its accuracy is not one of new images" << std::endl;
     }

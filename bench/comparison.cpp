@@ -221,11 +221,10 @@ Comparison compare(const Report& base, const Report& current, double fail_above,
     comparison.failed = comparison.failed || failed;
   }
   for (const ReportRow& row : base.rows) {
-    if (row.file.empty() || row.seconds_without_loader.runs.empty()) continue;
     const bool measured = std::any_of(current.rows.begin(), current.rows.end(), [&](const ReportRow& other) {
-      return same_row(row, other) && !other.seconds_without_loader.runs.empty();
+      return same_row(row, other) && comparable_runs(row, other);
     });
-    if (measured) continue;
+    if (row.file.empty() || !comparable_runs(row, row) || measured) continue;
     const bool failed = all_rows && std::isfinite(fail_above);
     comparison.lines.push_back(
         fmt::format("{} {}: in the earlier report only", failed ? "REGRESSION" : "gone      ", label(row)));
