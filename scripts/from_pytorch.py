@@ -17,7 +17,7 @@ import struct
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from plain_files import WrongInput  # noqa: E402
+from plain_files import WrongInput, replace_file  # noqa: E402
 
 MASK = (1 << 64) - 1
 PRIMES = (11400714785074694791, 14029467366897019727, 1609587929392839161, 9650029242287828579, 2870177450012600261)
@@ -222,15 +222,9 @@ def main():
     except WrongInput as error:
         sys.exit(print(f"from_pytorch.py: {options.source}: {error}", file=sys.stderr) or 2)
     metadata["source"] = os.path.basename(options.source)
-    temporary = f"{options.target}.{os.getpid()}.tmp"
     try:
-        with open(temporary, "wb") as file:
-            file.write(safetensors(tensors, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, options.target)
+        replace_file(options.target, safetensors(tensors, metadata))
     except OSError as error:
-        pathlib.Path(temporary).unlink(missing_ok=True)
         sys.exit(f"from_pytorch.py: {options.target} cannot be written ({error.strerror})")
     print(f"{options.target}: {metadata['variant']}, {metadata['depth']} layers, shortcut {metadata['shortcut']}")
 

@@ -1,5 +1,5 @@
 """What the tools in Python share and do without any package: where CIFAR-10 is, what a checkpoint says of itself, files
-written whole or not at all, children that end with their parent."""
+written whole or not at all, children that end with their parent, the Python that has the other engines."""
 from __future__ import annotations
 
 import ctypes
@@ -8,6 +8,9 @@ import os
 import pathlib
 import signal
 import struct
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 class WrongInput(Exception):
@@ -38,15 +41,30 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def replace_file(path: pathlib.Path, text: str) -> None:
+def replace_file(path: os.PathLike | str, data: bytes) -> None:
     """The old file or the new one, whatever happens. Raises OSError."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = f"{path}.{os.getpid()}.tmp"
     try:
-        temporary.write_text(text)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        pathlib.Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def peers_python() -> pathlib.Path:
+    """The Python that scripts/peers/setup installs the other engines for, whether it is there or not."""
+    return pathlib.Path(os.environ.get("NIBBLE_PEERS_VENV") or ROOT / ".venv-peers").absolute() / "bin" / "python"
+
+
+def restart_in_peers() -> None:
+    """Starts this program again in the peers' environment, where there is one and it is not in it yet."""
+    if peers_python().exists() and not os.environ.get("NIBBLE_IN_PEERS"):
+        os.environ["NIBBLE_IN_PEERS"] = "1"
+        os.execv(peers_python(), [peers_python(), *sys.argv])
 
 
 def data_folder(default: os.PathLike | str = "data") -> pathlib.Path:

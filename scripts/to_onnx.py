@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import pathlib
 import sys
 
 try:
@@ -23,6 +22,7 @@ except ImportError:
 
 import checkpoints
 from checkpoints import BORDER, DEVIATION, MEAN, Network, WrongInput
+from plain_files import replace_file
 
 try:
     import onnx
@@ -229,19 +229,6 @@ def convert(path: os.PathLike | str) -> "onnx.ModelProto":
     return model
 
 
-def write(path: str, data: bytes) -> None:
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="a checkpoint, *.safetensors")
@@ -249,7 +236,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         model = convert(options.source)
-        write(options.target, model.SerializeToString())
+        replace_file(options.target, model.SerializeToString())
     except WrongInput as error:
         print(f"to_onnx.py: {error}", file=sys.stderr)
         return 2

@@ -3,8 +3,8 @@
 
     tests/scripts/from_pytorch_test.py SOURCE_FOLDER TRAIN_PROGRAM PRINT_LOGITS_PROGRAM
 
-Runs in the peers' environment (.venv-peers) where there is one. Networks with random weights in all three namings; with NIBBLE_FOREIGN_CHECKPOINT (akamaster's ResNet-20) and
-CIFAR10_ROOT also that one and its 9,173 correct test images.
+Runs in the peers' environment (.venv-peers) where there is one. Networks with random weights in all three namings;
+with NIBBLE_FOREIGN_CHECKPOINT (akamaster's ResNet-20) and CIFAR10_ROOT also that one and its 9,173 correct test images.
 """
 import importlib.util
 import os
@@ -15,7 +15,8 @@ import tempfile
 import unittest
 
 SOURCE, TRAIN, PRINT_LOGITS = map(os.path.abspath, sys.argv[1:4])
-PEERS = os.path.join(os.environ.get("NIBBLE_PEERS_VENV") or os.path.join(SOURCE, ".venv-peers"), "bin", "python")
+sys.path.insert(0, os.path.join(SOURCE, "scripts"))
+from plain_files import restart_in_peers  # noqa: E402
 
 try:
     import numpy  # noqa: F401
@@ -23,9 +24,7 @@ try:
     from torch import nn
     import torch.nn.functional as F
 except ImportError:
-    if os.path.exists(PEERS) and not os.environ.get("NIBBLE_IN_PEERS"):
-        os.environ["NIBBLE_IN_PEERS"] = "1"
-        os.execv(PEERS, [PEERS, *sys.argv])
+    restart_in_peers()
     print("PyTorch is not installed (scripts/peers/setup installs it): the comparison with it was not made")
     sys.exit(77)  # CMakeLists.txt: skipped
 

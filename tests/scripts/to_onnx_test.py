@@ -13,20 +13,18 @@ import tempfile
 import unittest
 
 SOURCE, BENCH = map(os.path.abspath, sys.argv[1:3])
-PEERS = os.path.join(os.environ.get("NIBBLE_PEERS_VENV") or os.path.join(SOURCE, ".venv-peers"), "bin", "python")
+sys.path.insert(0, os.path.join(SOURCE, "scripts"))
+from plain_files import restart_in_peers  # noqa: E402
 
 try:
     import numpy as np
     import onnx
     import onnxruntime
 except ImportError as missing:
-    if os.path.exists(PEERS) and not os.environ.get("NIBBLE_IN_PEERS"):
-        os.environ["NIBBLE_IN_PEERS"] = "1"
-        os.execv(PEERS, [PEERS, *sys.argv])
+    restart_in_peers()
     print(f"{missing.name} is not installed (scripts/peers/setup installs it): the ONNX models were not checked")
     sys.exit(77)  # CMakeLists.txt: skipped
 
-sys.path.insert(0, os.path.join(SOURCE, "scripts"))
 import checkpoints  # noqa: E402
 import to_onnx  # noqa: E402
 
