@@ -7,7 +7,6 @@
 #include <numbers>
 
 #include "graph/data/random.h"
-#include "graph/network/error.h"
 #include "graph/optimize/denormals.h"
 
 namespace nibble {
@@ -140,9 +139,10 @@ std::vector<float> block_targets(const QuantizationTask& task, FloatBlocks& teac
 }
 
 /// Learns block `index` of `learned` from its quantized inputs and its FP32 outputs, both [images][...].
-void learn_block(const QuantizationTask& task, Rounding rounding, const LearnedSchedule& schedule,
-                 std::size_t index, const Integers& stream, std::span<const float> targets,
+void learn_block(const QuantizationTask& task, const LearnedSchedule& schedule, std::size_t index,
+                 std::span<const std::int16_t> stream, std::span<const float> targets,
                  LearnedNetwork& learned) {
+  const bool adaptive = learned.rounding() == Rounding::adaptive;
   const int block = static_cast<int>(index);
   const std::size_t blocks = task.network.blocks.size();
   const std::size_t outputs = output_values(task.network, index);
@@ -172,11 +172,11 @@ void learn_block(const QuantizationTask& task, Rounding rounding, const LearnedS
     }
     const double value = learned.step(loss, batch_stream, wanted);
     average = step == 0 ? value : 0.95 * average + 0.05 * value;
-    if (rounding == Rounding::adaptive && step >= schedule.steps / 5) {
+    if (adaptive && step >= schedule.steps / 5) {
       const double passed = (step - schedule.steps / 5.0) / (0.8 * schedule.steps);
       learned.add_rounding_pressure(block, block + 1, schedule.rounding_weight, 2 + 18 * (1 - passed));
     }
-    optimizer->step(rate * (rounding == Rounding::adaptive ? 1.0 : cosine(step, schedule.steps)));
+    optimizer->step(rate * (adaptive ? 1.0 : cosine(step, schedule.steps)));
     learned.refresh(block, block + 1);
     if (step % 20 == 19 || step + 1 == schedule.steps) {
       report(task, fmt::format("block {}/{}  step {}/{}  squared error {:.2f} %", index + 1, blocks, step + 1,
@@ -187,25 +187,21 @@ void learn_block(const QuantizationTask& task, Rounding rounding, const LearnedS
 
 }  // namespace
 
-QuantizedParameters reconstruct_blocks(const QuantizationTask& task, const QuantizedParameters& start,
-                                       Rounding rounding, const LearnedSchedule& schedule) {
+QuantizedParameters reconstruct_blocks(const QuantizationTask& task, const LearnedSchedule& schedule,
+                                       LearnedNetwork& learned) {
   flush_denormals();
   const NetworkDescription& network = task.network;
   const std::size_t pixels = image_values(network);
-  const std::size_t images = task.pixels.size() / pixels / kGroupImages * kGroupImages;
-  LearnedNetwork learned(network, task.folded, start, rounding);
-  if (images == 0) {
-    throw InputError(
-        "a method that learns needs at least 4 calibration images; choose more or --method nearest");
-  }
+  const std::size_t images = task.pixels.size() / pixels;
+  const std::size_t learned_images = images / kGroupImages * kGroupImages;
   FloatBlocks teacher(network, task.folded);
   Simulation simulation(network);
-  QuantizedParameters result = start;
+  QuantizedParameters result = learned.result();
   const Simulation::Convolve convolve = simulation.layers_of(result);
-  Integers stream = simulation.first_stream(result, task.pixels.first(images * pixels), convolve);
+  Integers stream = simulation.first_stream(result, task.pixels, convolve);
   for (std::size_t block = 0; block < network.blocks.size(); ++block) {
-    learn_block(task, rounding, schedule, block, stream, block_targets(task, teacher, block, images),
-                learned);
+    learn_block(task, schedule, block, std::span(stream).first(stream.size() / images * learned_images),
+                block_targets(task, teacher, block, learned_images), learned);
     result = learned.result();
     stream = simulation.run_block(result, block, std::move(stream), convolve);
   }
@@ -216,14 +212,14 @@ QuantizedParameters reconstruct_blocks(const QuantizationTask& task, const Quant
   return result;
 }
 
-QuantizedParameters distill(const QuantizationTask& task, const QuantizedParameters& start,
-                            const LearnedSchedule& schedule) {
+QuantizedParameters distill(const QuantizationTask& task, const LearnedSchedule& schedule,
+                            LearnedNetwork& learned) {
   flush_denormals();
   const NetworkDescription& network = task.network;
   const std::size_t pixels = image_values(network);
   const std::size_t images = task.pixels.size() / pixels;
   const int blocks = static_cast<int>(network.blocks.size());
-  LearnedNetwork learned(network, task.folded, start, Rounding::straight_through);
+  const QuantizedParameters start = learned.result();
   FloatBlocks teacher(network, task.folded);
   Simulation simulation(network);
   const Simulation::Convolve first_layer = simulation.layers_of(start);

@@ -26,13 +26,14 @@ LearnedSchedule adaptive_schedule(const QuantizationOptions& options);
 LearnedSchedule distillation_schedule(const QuantizationOptions& options);
 
 /// Learns one block after the other: inputs from the quantized network before it, targets from the FP32
-/// network (BRECQ, Li et al. 2021, arXiv:2102.05426, without its weighting by the Fisher information).
-QuantizedParameters reconstruct_blocks(const QuantizationTask& task, const QuantizedParameters& start,
-                                       Rounding rounding, const LearnedSchedule& schedule);
+/// network (BRECQ, Li et al. 2021, arXiv:2102.05426, without its weighting by the Fisher information). Of the
+/// calibration images up to three are left out of the learning, which takes whole groups of kGroupImages.
+QuantizedParameters reconstruct_blocks(const QuantizationTask& task, const LearnedSchedule& schedule,
+                                       LearnedNetwork& learned);
 
-/// Learns all blocks and the linear layer together from the FP32 network's logits and block outputs, without
-/// labels (Hinton et al. 2015, arXiv:1503.02531).
-QuantizedParameters distill(const QuantizationTask& task, const QuantizedParameters& start,
-                            const LearnedSchedule& schedule);
+/// Goes on with all blocks and the linear layer together, from the FP32 network's logits and block outputs,
+/// without labels (Hinton et al. 2015, arXiv:1503.02531).
+QuantizedParameters distill(const QuantizationTask& task, const LearnedSchedule& schedule,
+                            LearnedNetwork& learned);
 
 }  // namespace nibble

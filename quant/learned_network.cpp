@@ -66,6 +66,7 @@ struct GroupMemory {
 struct LearnedNetwork::Implementation {
   NetworkDescription network;
   QuantizedParameters frame;
+  Rounding rounding;
   std::vector<Worker> workers;
   std::vector<std::unique_ptr<LearnedConvolution>> convolutions;  ///< [0] is null
   std::unique_ptr<LearnedLayer> linear;
@@ -90,8 +91,8 @@ struct LearnedNetwork::Implementation {
   }
 
   Implementation(const NetworkDescription& description, const FoldedParameters& folded,
-                 const QuantizedParameters& start, Rounding rounding)
-      : network(description), frame(start), workers(at(omp_get_max_threads())) {
+                 const QuantizedParameters& start, Rounding how)
+      : network(description), frame(start), rounding(how), workers(at(omp_get_max_threads())) {
     if (start.weight_bits > 8) {
       throw InputError("learned rounding is for 8, 4 and 2 bits, not for 16; choose --method nearest");
     }
@@ -536,6 +537,10 @@ double LearnedNetwork::add_rounding_pressure(int first, int last, double weight,
     }
   });
   return total;
+}
+
+Rounding LearnedNetwork::rounding() const {
+  return implementation_->rounding;
 }
 
 void LearnedNetwork::set_rounding(bool on) {

@@ -62,6 +62,8 @@ class LearnedNetwork {
   /// AdaRound's regularizer weight * sum(1 - |2 h - 1|^beta), added to the gradients of a step. Returns it.
   double add_rounding_pressure(int first, int last, double weight, double beta);
 
+  Rounding rounding() const;
+
   /// Off: activations are clamped but not rounded, and weights are what is learned. For tests.
   void set_rounding(bool on);
 

@@ -62,6 +62,7 @@ int activation_bits_of(const QuantizationOptions& options, std::size_t block);
 struct Method {
   const char* name;  ///< of --method
   bool learns;       ///< from the calibration images: 8, 4 and 2 bits, without pair_safe
+  bool has_steps;    ///< takes QuantizationOptions::learning_steps, and kGroupImages images or more
   QuantizedParameters (*quantize)(const QuantizationTask& task);
 };
 

@@ -7,8 +7,8 @@ namespace nibble {
 /// Nagel et al. 2020, arXiv:2004.10568), and its scales and biases. A block's error is a plain mean of
 /// squares, without the paper's weighting by the Fisher information.
 QuantizedParameters quantize_brecq(const QuantizationTask& task) {
-  return reconstruct_blocks(task, quantize_nearest(task), Rounding::adaptive,
-                            adaptive_schedule(task.options));
+  LearnedNetwork learned(task.network, task.folded, quantize_nearest(task), Rounding::adaptive);
+  return reconstruct_blocks(task, adaptive_schedule(task.options), learned);
 }
 
 }  // namespace nibble

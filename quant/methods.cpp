@@ -8,9 +8,9 @@ namespace nibble {
 namespace {
 
 constexpr Method kMethods[] = {
-    {"nearest", false, quantize_nearest}, {"adaround", true, quantize_adaround},
-    {"brecq", true, quantize_brecq},      {"blocks", true, quantize_blocks},
-    {"distill", true, quantize_distill},
+    {"nearest", false, false, quantize_nearest}, {"adaround", true, false, quantize_adaround},
+    {"brecq", true, true, quantize_brecq},       {"blocks", true, true, quantize_blocks},
+    {"distill", true, true, quantize_distill},
 };
 
 /// The block that convolution `index`, which is not the first, belongs to.

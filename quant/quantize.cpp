@@ -41,6 +41,29 @@ const char* name_of(Correction correction) {
   return "";
 }
 
+/// How many channels the bound of their runs keeps from the whole range of 16 bits.
+std::string narrowed_text(const QuantizedParameters& parameters) {
+  int narrowed = 0;
+  int channels = 0;
+  for (std::size_t i = 1; i < parameters.convolutions.size(); ++i) {
+    const QuantizedLayer& layer = parameters.convolutions[i];
+    const std::size_t count = layer.weight_scale.size();
+    const std::size_t taps = layer.weights.size() / count;
+    for (std::size_t channel = 0; channel < count; ++channel) {
+      if (is_zero_channel(layer, channel)) continue;
+      const auto begin = layer.weights.begin() + static_cast<std::ptrdiff_t>(channel * taps);
+      const auto [low, high] = std::minmax_element(begin, begin + static_cast<std::ptrdiff_t>(taps));
+      narrowed += std::max(-int{*low}, int{*high}) < weight_limit(16) - 1;
+      ++channels;
+    }
+  }
+  return fmt::format(
+      "the 8 largest weights of a channel sum to at most {}, so that 4 vpmaddwd results fit 32 bits: {} of "
+      "{} "
+      "channels do not reach {}",
+      kRunLimit, narrowed, channels, weight_limit(16) - 1);
+}
+
 void record(const QuantizationTask& task, QuantizedParameters& parameters) {
   auto& provenance = parameters.provenance;
   const QuantizationOptions& options = task.options;
@@ -51,25 +74,7 @@ void record(const QuantizationTask& task, QuantizedParameters& parameters) {
   if (!options.block_bits.empty()) {
     provenance[kMixedWidths] = fmt::format("{}", fmt::join(options.block_bits, " "));
   }
-  std::int64_t narrowed = 0;
-  std::int64_t channels = 0;
-  for (std::size_t i = 1; i < parameters.convolutions.size(); ++i) {
-    const QuantizedLayer& layer = parameters.convolutions[i];
-    const std::size_t count = layer.weight_scale.size();
-    const std::size_t taps = layer.weights.size() / count;
-    for (std::size_t channel = 0; channel < count; ++channel) {
-      const auto begin = layer.weights.begin() + static_cast<std::ptrdiff_t>(channel * taps);
-      const auto [low, high] = std::minmax_element(begin, begin + static_cast<std::ptrdiff_t>(taps));
-      narrowed += std::max(-int{*low}, int{*high}) < weight_limit(16) - 1;
-      ++channels;
-    }
-  }
-  if (options.bits == 16) {
-    provenance["narrowed"] = "the 8 largest weights of a channel sum to at most " +
-                             std::to_string(kRunLimit) +
-                             ", so that 4 vpmaddwd results fit 32 bits: " + std::to_string(narrowed) +
-                             " of " + std::to_string(channels) + " channels use less than 16 bits";
-  }
+  if (options.bits == 16) provenance["narrowed"] = narrowed_text(parameters);
   if (options.pair_safe) {
     provenance["pair_safe"] = "weights of one sign in a pair of adjacent input channels sum to at most " +
                               std::to_string(kPairLimit) + "; pairs beyond it moved to the nearest within";
@@ -108,7 +113,12 @@ void check_options(const QuantizationOptions& options) {
                      " bits; leave it out or choose --bits 8");
   }
   find_observer(options.observer);
-  if (find_method(options.method).learns) {
+  const Method& method = find_method(options.method);
+  if (options.learning_steps > 0 && !method.has_steps) {
+    throw InputError("the method '" + options.method +
+                     "' has no steps; leave out --learning-steps or choose --method blocks");
+  }
+  if (method.learns) {
     if (options.bits == 16) {
       throw InputError("the method '" + options.method +
                        "' is for 8, 4 and 2 bits, not for 16; choose --method nearest");

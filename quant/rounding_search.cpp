@@ -148,7 +148,8 @@ double search_rounding(std::span<const float> weights, double scale, std::span<c
   for (int round = 0; round < rounds; ++round) {
     std::vector<double> scaled(real);
     for (double& weight : scaled) weight /= scale;
-    if (!descend(scaled, covariance, rule, integers)) break;
+    // The given scale is not fitted to the covariance yet.
+    if (!descend(scaled, covariance, rule, integers) && round > 0) break;
     const std::vector<double> now(integers.begin(), integers.end());
     const double square = dot(now, times(covariance, now));
     const double product = dot(now, wanted);

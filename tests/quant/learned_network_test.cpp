@@ -46,7 +46,7 @@ struct Quantized {
   QuantizedNetwork with(const char* method, int steps) const {
     QuantizationOptions learning = options;
     learning.method = method;
-    learning.learning_steps = steps;
+    if (find_method(method).has_steps) learning.learning_steps = steps;
     return quantize(network, parameters, pixels, learning);
   }
 
@@ -222,6 +222,47 @@ TEST(LearnedMethods, GiveTheSameNetworkAgainWithAnyNumberOfThreads) {
     EXPECT_EQ(first.parameters.convolutions[i].weights, second.parameters.convolutions[i].weights);
     EXPECT_EQ(first.parameters.convolutions[i].weight_scale, second.parameters.convolutions[i].weight_scale);
     EXPECT_EQ(first.parameters.convolutions[i].bias, second.parameters.convolutions[i].bias);
+  }
+  EXPECT_EQ(first.parameters.linear.weights, second.parameters.linear.weights);
+  EXPECT_EQ(first.parameters.linear.weight_scale, second.parameters.linear.weight_scale);
+  EXPECT_EQ(first.parameters.linear.bias, second.parameters.linear.bias);
+  for (std::size_t b = 0; b < first.parameters.blocks.size(); ++b) {
+    EXPECT_EQ(first.parameters.blocks[b].input_scale, second.parameters.blocks[b].input_scale);
+    EXPECT_EQ(first.parameters.blocks[b].middle_scale, second.parameters.blocks[b].middle_scale);
+    EXPECT_EQ(first.parameters.blocks[b].output_scale, second.parameters.blocks[b].output_scale);
+  }
+}
+
+/// Its steps are too small to move more than a few weights: the others are where `blocks` left them.
+TEST(LearnedMethods, DistillationGoesOnFromWhatTheBlocksLearned) {
+  const Quantized q({"he", 8, "A", 2, 2}, 32);
+  const QuantizedNetwork blocks = q.with("blocks", 60);
+  const auto different = [&](const QuantizedNetwork& other) {
+    std::int64_t count = 0;
+    for (std::size_t i = 1; i < blocks.parameters.convolutions.size(); ++i) {
+      const std::vector<std::int16_t>& weights = blocks.parameters.convolutions[i].weights;
+      for (std::size_t w = 0; w < weights.size(); ++w) {
+        count += weights[w] != other.parameters.convolutions[i].weights[w];
+      }
+    }
+    return count;
+  };
+  const std::int64_t learned = different(q.nearest);
+  EXPECT_GT(learned, 100);
+  EXPECT_LT(different(q.with("distill", 60)), learned / 4);
+}
+
+/// Images beyond whole groups are not learned from, but the means at the end are those of all images.
+TEST(LearnedMethods, CorrectTheLogitsOfAllImages) {
+  const Quantized q({"he", 8, "A", 4, 4}, 7);
+  const QuantizedNetwork learned = q.with("brecq", 4);
+  const std::vector<float> logits = Simulation(q.network).run(learned.parameters, q.pixels);
+  const std::vector<float> wanted = FloatPass(q.network, q.folded).run(q.pixels, [](const FloatTap&) {});
+  const auto classes = static_cast<std::size_t>(q.network.classes);
+  for (std::size_t c = 0; c < classes; ++c) {
+    double error = 0;
+    for (std::size_t i = c; i < logits.size(); i += classes) error += double{logits[i]} - double{wanted[i]};
+    EXPECT_NEAR(error / 7, 0, 1e-3) << c;
   }
 }
 
