@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+
+#include "graph/network/error.h"
 
 namespace nibble {
 
@@ -15,7 +18,16 @@ void ValueHistogram::grow(double needed) {
 
 void ValueHistogram::add(std::span<const float> values) {
   float largest = 0;
-  for (const float value : values) largest = std::max(largest, std::fabs(value));
+  bool finite = true;
+  for (const float value : values) {
+    finite = finite && std::fabs(value) <= std::numeric_limits<float>::max();
+    largest = std::max(largest, std::fabs(value));
+  }
+  if (!finite) {
+    throw InputError(
+        "an activation of the FP32 network is NaN or infinite on a calibration image; use an earlier "
+        "checkpoint, of a training that had not diverged");
+  }
   largest_ = std::max(largest_, largest);
   grow(double{largest_});
   // A power of two: the product is exact, so a value's bin never depends on when it came.

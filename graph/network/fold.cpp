@@ -1,6 +1,11 @@
 #include "graph/network/fold.h"
 
+#include <algorithm>
 #include <cmath>
+#include <string>
+#include <utility>
+
+#include "graph/network/error.h"
 
 namespace nibble {
 
@@ -25,6 +30,13 @@ FoldedParameters fold_batch_normalization(const NetworkDescription& network,
       for (std::size_t i = channel * taps; i < (channel + 1) * taps; ++i) {
         result.weight[i] = static_cast<float>(double{source.weight[i]} * factor);
       }
+    }
+    const auto is_finite = [](float value) { return std::isfinite(value); };
+    if (!std::all_of(result.weight.begin(), result.weight.end(), is_finite) ||
+        !std::all_of(result.bias.begin(), result.bias.end(), is_finite)) {
+      throw InputError("'" + network.convolutions[layer].name +
+                       "' with its batch normalization folded in has weights beyond float32; use an earlier "
+                       "checkpoint, of a training that had not diverged");
     }
     folded.convolutions.push_back(std::move(result));
   }

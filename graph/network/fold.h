@@ -23,7 +23,7 @@ struct FoldedParameters {
 ///
 ///   weight' = weight * gamma / sqrt(variance + 1e-5)     bias' = beta - mean * gamma / sqrt(variance + 1e-5)
 ///
-/// The first convolution still expects normalized pixels.
+/// The first convolution still expects normalized pixels. Throws InputError where a result is not finite.
 FoldedParameters fold_batch_normalization(const NetworkDescription& network,
                                           const FloatParameters& parameters);
 

@@ -54,6 +54,15 @@ TEST(ChannelMoments, AreMeanAndVarianceOfEachChannel) {
   EXPECT_DOUBLE_EQ(moments.variance(1), 200);
 }
 
+TEST(Calibration, WeightsThatFoldingPutsBeyondFloat32AreRefused) {
+  const NetworkDescription network = describe_network("he", 8, "A");
+  FloatParameters parameters = cases::random_parameters(network, 1);
+  fold_batch_normalization(network, parameters);
+  parameters.convolutions[2].weight[5] = 3e38F;
+  parameters.convolutions[2].gamma.assign(parameters.convolutions[2].gamma.size(), 100.0F);
+  EXPECT_THROW(fold_batch_normalization(network, parameters), InputError);
+}
+
 TEST(FloatPass, EqualsPlainLoopsInDouble) {
   for (const auto& [variant, depth, shortcut] :
        {std::tuple("resnet_344", 0, ""), std::tuple("he", 20, "A"), std::tuple("he", 20, "B")}) {

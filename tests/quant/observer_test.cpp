@@ -60,6 +60,13 @@ TEST(ValueHistogram, CountsEveryValueInItsBin) {
   EXPECT_EQ(histogram.bins()[ValueHistogram::kBins / 4 * 3], 1U);
 }
 
+TEST(ValueHistogram, RefusesWhatIsNotFinite) {
+  for (const float bad : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+    ValueHistogram histogram;
+    EXPECT_THROW(histogram.add(std::vector<float>{1, bad, 2}), InputError);
+  }
+}
+
 TEST(ValueHistogram, EstimatesTheQuantizationError) {
   const std::vector<float> values = activations(50000, 2);
   const ValueHistogram histogram = histogram_of(values);
