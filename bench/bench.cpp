@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 #include <omp.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -88,21 +87,6 @@ std::vector<std::string> arguments_for_children(const BenchOptions& options, int
   return arguments;
 }
 
-/// Before minutes of measuring, not after them.
-void check_output(const std::string& output) {
-  if (output.empty()) return;
-  namespace fs = std::filesystem;
-  const fs::path path(output);
-  const fs::path folder = path.has_parent_path() ? path.parent_path() : fs::path(".");
-  std::error_code error;
-  fs::create_directories(folder, error);
-  if (fs::is_directory(path) || !fs::is_directory(folder) || access(folder.c_str(), W_OK) != 0) {
-    throw InputError("the report cannot be written to " + output +
-                     "; give --output a file in a folder that is "
-                     "writable");
-  }
-}
-
 /// The exit code; the lines go to standard error, where they do not mix with the report.
 int emit_comparison(const Comparison& comparison) {
   for (const std::string& line : comparison.lines) std::cerr << "bench: " << line << "\n";
@@ -183,13 +167,15 @@ void emit(const Report& report, const Figures& figures, const BenchOptions& opti
 /// Images that a network was trained on say nothing about its accuracy on new ones.
 void warn_of_training_images(const std::vector<RowRequest>& requests, int held_out) {
   std::set<std::filesystem::path> files;  // a file has a row in FP32 and one in BF16
-  for (const RowRequest& request : requests) {
-    if (request.kind.format == std::string_view(kFloatFormat)) files.insert(request.file);
-  }
-  for (const std::filesystem::path& file : files) {
-    const std::string validation = read_tensor_file(file).entry("validation");
+  for (const RowRequest& request : requests) files.insert(request.file);
+  for (const std::filesystem::path& path : files) {
+    const TensorFile file = read_tensor_file(path);
+    // An integer file was made after training, without labels, or was trained itself and says so.
+    const bool is_float = file.entry("format") == kFloatFormat;
+    if (!is_float && !file.entry("provenance.method").starts_with("trained")) continue;
+    const std::string validation = file.entry(is_float ? "validation" : "provenance.held_out");
     if (validation.empty() || std::atoi(validation.c_str()) < held_out) {
-      std::cerr << "bench: " << file.string() << " was trained on these images (it held out "
+      std::cerr << "bench: " << path.string() << " was trained on these images (it held out "
                 << (validation.empty() ? "an unknown number" : validation)
                 << "): its accuracy is not one of new images" << std::endl;
     }
@@ -304,7 +290,7 @@ int run_bench(const BenchOptions& options) {
   }
   if (!options.verify.empty()) return run_verification(options, configuration, measurement_options);
 
-  check_output(options.output);
+  if (!options.output.empty()) require_writable(options.output);
   if (!options.render.empty()) {
     emit(read_report(options.render), Figures::object(), options);
     return 0;

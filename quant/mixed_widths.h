@@ -1,12 +1,10 @@
 #pragma once
 
-#include <cstdint>
-#include <span>
+#include <map>
+#include <string>
 #include <vector>
 
-#include "graph/network/description.h"
-#include "graph/network/float_parameters.h"
-#include "quant/method.h"
+#include "quant/quantize.h"
 
 namespace nibble {
 
@@ -15,20 +13,20 @@ struct BlockWidth {
   int bits;
   double loss;     ///< KL(FP32 || quantized) a calibration image, all other blocks having 8 bits
   double bytes;    ///< of its weights and levels in the file
-  double seconds;  ///< of one image, measured on this machine's kernels and threads, many images at once
+  double seconds;  ///< of one image among many, measured with this machine's kernels and threads
 };
 
 struct WidthTable {
   std::vector<std::vector<BlockWidth>> blocks;  ///< widths 8, 4, 2
-  double other_bytes;                           ///< upper bound of everything else in the file
+  double other_bytes;                           ///< of everything else in the file, up to 20 too many
   double other_seconds;                         ///< of the first convolution, pooling and the linear layer
 };
 
 /// Quantizes with each block in turn at 4 and at 2 bits, by nearest rounding, and looks at the logits (the
 /// sensitivity of HAWQ-V2, Dong et al. 2019, arXiv:1911.03852, measured instead of estimated); times the
-/// uniform networks layer by layer.
-WidthTable measure_widths(const NetworkDescription& network, const FloatParameters& parameters,
-                          std::span<const std::uint8_t> pixels_nhwc, const QuantizationOptions& options);
+/// uniform networks layer by layer. `provenance`: what the caller will add to the file's.
+WidthTable measure_widths(const CalibratedNetwork& source, const QuantizationOptions& options,
+                          const std::map<std::string, std::string>& provenance);
 
 /// What must not be passed; 0: no limit.
 struct Budget {
@@ -37,7 +35,16 @@ struct Budget {
 };
 
 /// The widths with the least sum of losses within the budget, exactly, one a block. Throws InputError that
-/// names the least possible size or time when even 2 bits everywhere pass the budget.
+/// names the least possible size or time when no choice is within the budget.
 std::vector<int> choose_widths(const WidthTable& table, const Budget& budget);
+
+/// Seconds of one image among many in the whole network, the median of several passes.
+double measure_seconds(const QuantizedNetwork& quantized);
+
+/// choose_widths() with the whole network of the choice measured, as the sum of the layers' times leaves out
+/// what one block makes for the next: where it passes the budget, a faster one is chosen. Throws InputError
+/// as that does.
+std::vector<int> choose_measured_widths(const CalibratedNetwork& source, WidthTable table,
+                                        const Budget& budget, const QuantizationOptions& options);
 
 }  // namespace nibble

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <utility>
 
 #include "cfg/configuration.h"
 #include "graph/data/cifar10.h"
@@ -18,6 +19,7 @@
 #include "graph/network/signature.h"
 #include "graph/onednn/int8_unfused_network.h"
 #include "quant/calibration.h"
+#include "quant/image_groups.h"
 #include "quant/mixed_widths.h"
 #include "quant/observer.h"
 #include "quant/quantize.h"
@@ -67,7 +69,17 @@ std::optional<QuantizationOptions> quantization_of(const QuantOptions& command,
                                             : quant.method;
   options.learning_steps = command.learning_steps.value_or(0);
   options.seed = quant.seed;
+  if (mixed && options.pair_safe) {
+    throw InputError(
+        "a budget gives blocks that no pairs are safe in; take \"pair_safe\": true out of cfg_quant");
+  }
   check_options(options);
+  if (find_method(options.method).has_steps && quant.calibration_images < static_cast<int>(kGroupImages)) {
+    throw InputError(fmt::format(
+        "the method '{}' learns from {} calibration images or more, not from {}; choose more or --method "
+        "nearest",
+        options.method, kGroupImages, quant.calibration_images));
+  }
   if (!quant.fuse && mixed) {
     throw InputError("a budget is for fused networks; take \"fuse\": false out of cfg_quant");
   }
@@ -135,9 +147,43 @@ void print_file(const fs::path& file, const std::string& signature) {
              static_cast<double>(fs::file_size(file)) / 1e6, signature);
 }
 
+/// Before minutes of work, not after them. The training's own files are not overwritten, best and last.
+void check_output(const fs::path& output, const Configuration& configuration, const fs::path& source) {
+  const CheckpointPaths paths(configuration.cfg.checkpoint_path);
+  for (const fs::path& own : {source, paths.last, paths.best}) {
+    std::error_code ignored;
+    if (fs::equivalent(output, own, ignored)) {
+      throw InputError(output.string() + " is the training's own checkpoint; name another file with -o");
+    }
+  }
+  require_writable(output);
+}
+
+/// A trained quantization is exported as it is.
+void refuse_options_without_effect(const QuantOptions& options, const fs::path& source) {
+  const std::pair<bool, const char*> given[] = {
+      {options.budget_bytes.has_value(), "--budget-bytes"},
+      {options.budget_ms.has_value(), "--budget-ms"},
+      {options.no_fuse, "--no-fuse"},
+      {options.pair_safe, "--pair-safe"},
+      {options.observer.has_value(), "--observer"},
+      {options.calibration_images.has_value(), "--calibration-images"},
+      {options.method.has_value(), "--method"},
+      {options.learning_steps.has_value(), "--learning-steps"},
+      {options.seed.has_value(), "--seed"}};
+  for (const auto& [is_given, name] : given) {
+    if (!is_given) continue;
+    throw InputError(
+        fmt::format("{} has learned its integers in training; leave out {}, or name the FP32 "
+                    "checkpoint it came from",
+                    source.string(), name));
+  }
+}
+
 /// The integer network of a trained quantization, written again as training wrote it.
 int export_program(const QuantOptions& options, const Configuration& configuration,
                    const TensorFile& source) {
+  refuse_options_without_effect(options, source.file);
   const QuantizedNetwork quantized = export_trained(source);
   const QuantizedParameters& parameters = quantized.parameters;
   if ((options.bits && *options.bits != parameters.weight_bits) ||
@@ -150,10 +196,7 @@ int export_program(const QuantOptions& options, const Configuration& configurati
   const fs::path output = options.output ? fs::path(*options.output)
                                          : integer_file(configuration.cfg.checkpoint_path,
                                                         parameters.weight_bits, parameters.activation_bits);
-  std::error_code ignored;
-  if (fs::equivalent(output, source.file, ignored)) {
-    throw InputError(output.string() + " is the training's checkpoint itself; name another file with -o");
-  }
+  check_output(output, configuration, source.file);
   write_quantized(output, quantized);
   const Dataset generated = generated_images(kSignatureImages);
   std::vector<float> logits(static_cast<std::size_t>(kSignatureImages * quantized.network.classes));
@@ -183,14 +226,16 @@ void end_progress() {
 
 /// Measures, chooses within the budget and says what was chosen.
 void choose_block_bits(const QuantOptions& command, const NetworkDescription& network,
-                       const FloatParameters& parameters, std::span<const std::uint8_t> pixels,
+                       const FloatParameters& parameters, const CalibrationImages& images,
                        QuantizationOptions& quantization) {
-  const auto some = pixels.first(std::min(pixels.size(), kSensitivityImages * cifar10_image_bytes));
-  const WidthTable table = measure_widths(network, parameters, some, quantization);
+  const std::span<const std::uint8_t> pixels = images.pixels;
+  const CalibratedNetwork source = calibrated(
+      network, parameters, pixels.first(std::min(pixels.size(), kSensitivityImages * cifar10_image_bytes)));
+  const WidthTable table = measure_widths(source, quantization, images.provenance);
   end_progress();
   const Budget budget{static_cast<double>(command.budget_bytes.value_or(0)),
                       command.budget_ms.value_or(0) / 1e7};
-  quantization.block_bits = choose_widths(table, budget);
+  quantization.block_bits = choose_measured_widths(source, table, budget, quantization);
   quantization.bits = quantization.activation_bits =
       *std::max_element(quantization.block_bits.begin(), quantization.block_bits.end());
   fmt::print("{:<8}{:>6}{:>12}{:>12}{:>12}\n", "block", "bits", "loss", "KB", "ms");
@@ -272,10 +317,7 @@ int quant_program(const QuantOptions& options) {
   const fs::path output = options.output ? fs::path(*options.output)
                                          : output_file(configuration.cfg.checkpoint_path, quantization, fuse,
                                                        has_budget(options));
-  std::error_code ignored;
-  if (fs::equivalent(output, chosen.file, ignored)) {
-    throw InputError(output.string() + " is the FP32 checkpoint itself; name another file with -o");
-  }
+  check_output(output, configuration, chosen.file);
 
   fmt::print(stderr, "quant: calibrating on {} training images for {}\n",
              configuration.cfg_quant.calibration_images, chosen.file.string());
@@ -295,11 +337,14 @@ int quant_program(const QuantOptions& options) {
     return 0;
   }
   quantization.progress = show_progress;
-  if (has_budget(options)) choose_block_bits(options, network, parameters, images.pixels, quantization);
+  if (has_budget(options)) choose_block_bits(options, network, parameters, images, quantization);
   QuantizedNetwork quantized = quantize(network, parameters, images.pixels, quantization);
   end_progress();
   quantized.parameters.provenance.merge(images.provenance);
   write_quantized(output, quantized);
+  if (options.budget_ms) {
+    fmt::print("10,000 images: {:.1f} ms by the median of some passes\n", measure_seconds(quantized) * 1e7);
+  }
   fmt::print(stderr, "quant: comparing with the FP32 network\n");
   const std::size_t quality_bytes = std::min(images.pixels.size(), kQualityImages * cifar10_image_bytes);
   print_quality(measure_quality(parameters, quantized, std::span(images.pixels).first(quality_bytes)));

@@ -316,12 +316,8 @@ QuantizedNetwork parse(const TensorFile& file) {
 
 }  // namespace
 
-void write_quantized(const std::filesystem::path& path, const QuantizedNetwork& quantized) {
-  try {
-    check(quantized);
-  } catch (const InputError& error) {
-    throw RunError("cannot write " + path.string() + ": " + error.what());
-  }
+TensorFile tensor_file_of(const QuantizedNetwork& quantized) {
+  check(quantized);
   const QuantizedParameters& parameters = quantized.parameters;
   TensorFile file;
   file.metadata["format"] = kIntegerFormat;
@@ -363,6 +359,16 @@ void write_quantized(const std::filesystem::path& path, const QuantizedNetwork& 
   file.set<std::int16_t>("levels", Shape2{static_cast<std::int64_t>(levels.size() / 4), 4}, levels);
   file.set<float>("scales", Shape1{static_cast<std::int64_t>(scales.size())}, scales);
   file.set<float>("biases", Shape1{static_cast<std::int64_t>(biases.size())}, biases);
+  return file;
+}
+
+void write_quantized(const std::filesystem::path& path, const QuantizedNetwork& quantized) {
+  TensorFile file;
+  try {
+    file = tensor_file_of(quantized);
+  } catch (const InputError& error) {
+    throw RunError("cannot write " + path.string() + ": " + error.what());
+  }
   write_tensor_file(path, file);
 }
 

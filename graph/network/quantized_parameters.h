@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "graph/network/description.h"
+#include "graph/network/tensor_file.h"
 
 namespace nibble {
 
@@ -62,8 +63,12 @@ struct QuantizedNetwork {
 
 inline constexpr const char* kIntegerFormat = "nibble-integer-1";  ///< metadata entry "format" of such a file
 
-/// Writes a file of kIntegerFormat: each layer's weights packed to its width as U8 (canonical order, lowest
-/// bits first), all scales in the tensor "scales", all biases in "biases". Throws RunError.
+/// A file of kIntegerFormat: each layer's weights packed to its width as U8 (canonical order, lowest bits
+/// first), all scales in the tensor "scales", all biases in "biases". Throws InputError for parameters that
+/// no reader would take.
+TensorFile tensor_file_of(const QuantizedNetwork& quantized);
+
+/// Writes it. Throws RunError.
 void write_quantized(const std::filesystem::path& path, const QuantizedNetwork& quantized);
 
 /// Reads and checks everything: sizes against the network, widths, levels, scales > 0, finite biases, value

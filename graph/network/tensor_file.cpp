@@ -166,36 +166,6 @@ StoredTensor parse_tensor(const std::filesystem::path& path, const std::string& 
   return tensor;
 }
 
-std::vector<std::byte> serialize(const TensorFile& file) {
-  json header = json::object();
-  json metadata = json::object();
-  for (const auto& [key, value] : file.metadata) metadata[key] = value;
-  metadata[std::string(kChecksumKey)] = kChecksumZeros;
-  header["__metadata__"] = metadata;
-  std::size_t end = 0;
-  for (const auto& [name, tensor] : file.tensors) {
-    const std::size_t begin = end;
-    end += tensor.bytes.size();
-    header[name] = {{"dtype", name_of(tensor.type)}, {"shape", tensor.shape}, {"data_offsets", {begin, end}}};
-  }
-  std::string text =
-      header.dump(-1, ' ', false, json::error_handler_t::replace);  // names of files are any bytes
-  text.resize((text.size() + 7) / 8 * 8, ' ');  // so that tensors of the file start aligned
-
-  std::vector<std::byte> bytes(8 + text.size() + end);
-  const std::uint64_t length = text.size();
-  std::memcpy(bytes.data(), &length, 8);
-  std::memcpy(bytes.data() + 8, text.data(), text.size());
-  std::size_t position = 8 + text.size();
-  for (const auto& [name, tensor] : file.tensors) {
-    if (!tensor.bytes.empty()) std::memcpy(bytes.data() + position, tensor.bytes.data(), tensor.bytes.size());
-    position += tensor.bytes.size();
-  }
-  const std::string digits = hexadecimal(XXH64(bytes.data(), bytes.size(), 0));
-  std::memcpy(bytes.data() + 8 + checksum_position(text), digits.data(), digits.size());
-  return bytes;
-}
-
 /// A file descriptor that closes itself.
 class Descriptor {
  public:
@@ -217,6 +187,19 @@ class Descriptor {
   throw RunError("cannot write " + path.string() + ": " + std::strerror(errno) +
                  "; free space or choose a writable folder (what was saved before is untouched)");
 }
+
+std::filesystem::path folder_of(const std::filesystem::path& path) {
+  return path.has_parent_path() ? path.parent_path() : ".";
+}
+
+/// A folder or a device, which a rename would fail on or replace.
+bool is_no_file(const std::filesystem::path& path) {
+  std::error_code ignored;
+  const std::filesystem::file_status status = std::filesystem::status(path, ignored);
+  return std::filesystem::exists(status) && !std::filesystem::is_regular_file(status);
+}
+
+constexpr const char* kNoFile = " is a folder or a device and stays as it is; name a file";
 
 }  // namespace
 
@@ -277,6 +260,36 @@ NIBBLE_TENSOR_TYPE(std::int64_t)
 NIBBLE_TENSOR_TYPE(std::uint64_t)
 NIBBLE_TENSOR_TYPE(float)
 #undef NIBBLE_TENSOR_TYPE
+
+std::vector<std::byte> serialize(const TensorFile& file) {
+  json header = json::object();
+  json metadata = json::object();
+  for (const auto& [key, value] : file.metadata) metadata[key] = value;
+  metadata[std::string(kChecksumKey)] = kChecksumZeros;
+  header["__metadata__"] = metadata;
+  std::size_t end = 0;
+  for (const auto& [name, tensor] : file.tensors) {
+    const std::size_t begin = end;
+    end += tensor.bytes.size();
+    header[name] = {{"dtype", name_of(tensor.type)}, {"shape", tensor.shape}, {"data_offsets", {begin, end}}};
+  }
+  std::string text =
+      header.dump(-1, ' ', false, json::error_handler_t::replace);  // names of files are any bytes
+  text.resize((text.size() + 7) / 8 * 8, ' ');  // so that tensors of the file start aligned
+
+  std::vector<std::byte> bytes(8 + text.size() + end);
+  const std::uint64_t length = text.size();
+  std::memcpy(bytes.data(), &length, 8);
+  std::memcpy(bytes.data() + 8, text.data(), text.size());
+  std::size_t position = 8 + text.size();
+  for (const auto& [name, tensor] : file.tensors) {
+    if (!tensor.bytes.empty()) std::memcpy(bytes.data() + position, tensor.bytes.data(), tensor.bytes.size());
+    position += tensor.bytes.size();
+  }
+  const std::string digits = hexadecimal(XXH64(bytes.data(), bytes.size(), 0));
+  std::memcpy(bytes.data() + 8 + checksum_position(text), digits.data(), digits.size());
+  return bytes;
+}
 
 TensorFile read_tensor_file(const std::filesystem::path& path) {
   std::error_code error;
@@ -354,9 +367,10 @@ TensorFile read_tensor_file(const std::filesystem::path& path) {
 }
 
 void write_file_atomically(const std::filesystem::path& path, std::span<const std::byte> bytes) {
-  const std::filesystem::path folder = path.has_parent_path() ? path.parent_path() : ".";
+  const std::filesystem::path folder = folder_of(path);
   std::error_code status;
   std::filesystem::create_directories(folder, status);
+  if (is_no_file(path)) throw RunError(path.string() + kNoFile);
   std::filesystem::path temporary = path;
   temporary += "." + std::to_string(::getpid()) + ".tmp";
   try {
@@ -376,6 +390,16 @@ void write_file_atomically(const std::filesystem::path& path, std::span<const st
   }
   const Descriptor directory(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (directory.get() >= 0) ::fsync(directory.get());
+}
+
+void require_writable(const std::filesystem::path& path) {
+  const std::filesystem::path folder = folder_of(path);
+  std::error_code ignored;
+  std::filesystem::create_directories(folder, ignored);
+  if (is_no_file(path)) throw InputError(path.string() + kNoFile);
+  if (!std::filesystem::is_directory(folder, ignored) || ::access(folder.c_str(), W_OK) != 0) {
+    throw InputError(path.string() + " cannot be written; name a file in a folder that is writable");
+  }
 }
 
 void write_tensor_file(const std::filesystem::path& path, const TensorFile& file) {

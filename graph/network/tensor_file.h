@@ -50,11 +50,18 @@ struct TensorFile {
 /// (required). Throws InputError that names the file and what is wrong with it.
 TensorFile read_tensor_file(const std::filesystem::path& path);
 
+/// The bytes of such a file.
+std::vector<std::byte> serialize(const TensorFile& file);
+
 /// Writes beside `path` first, then fsync, rename, fsync of the folder: whatever happens, `path` is either
 /// the old file or the new one. Creates missing folders. Throws RunError.
 void write_tensor_file(const std::filesystem::path& path, const TensorFile& file);
 
 /// The same way of writing for any bytes (logs, reports).
 void write_file_atomically(const std::filesystem::path& path, std::span<const std::byte> bytes);
+
+/// Throws InputError unless the above can write to `path`, which may be there already: before minutes of work
+/// whose result would have no place. Creates missing folders.
+void require_writable(const std::filesystem::path& path);
 
 }  // namespace nibble

@@ -252,7 +252,7 @@ TEST_F(BenchProgram, RefusesWrongInputInOneSentence) {
       {"--peers missing.json", "missing.json"},
       {"--render missing.json", "missing.json"},
       {"--output occupied/report.md", "occupied"},
-      {"--output .", "--output"},
+      {"--output .", ". is a folder or a device and stays as it is; name a file"},
       {"--fail-above 3%", "--compare"},
       {"--compare missing.json", "missing.json"},
       {"--verify missing.json", "missing.json"},

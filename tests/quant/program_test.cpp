@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 #include <array>
@@ -92,7 +93,10 @@ TEST_F(QuantProgram, RefusesOptionsThatMakeNoSense) {
   expect_refusal("--bits 8 --method magic", "there is no rounding method 'magic'");
   expect_refusal("--bits 16 --method blocks", "the method 'blocks' is for 8, 4 and 2 bits, not for 16");
   expect_refusal("--bits 4 --learning-steps 0", "--learning-steps");
+  expect_refusal("--bits 8 --learning-steps 9", "the method 'nearest' has no steps");
+  expect_refusal("--bits 4 --method adaround --learning-steps 9", "the method 'adaround' has no steps");
   expect_refusal("--bits 8 --calibration-images 0", "calibration");
+  expect_refusal("--bits 4 --calibration-images 3", "'brecq' learns from 4 calibration images or more, not");
   expect_refusal("--bits 8 --obsever mse", "did you mean --observer?");
 }
 
@@ -116,7 +120,25 @@ TEST_F(QuantProgram, RefusesToCalibrateWithoutData) {
 }
 
 TEST_F(QuantProgram, RefusesToOverwriteItsSource) {
-  expect_refusal("--bits 8 -o " + (folder_ / "p.safetensors").string(), "is the FP32 checkpoint itself");
+  const std::string last = (folder_ / "p.safetensors").string();
+  expect_refusal("--bits 8 -o " + last, "is the training's own checkpoint");
+  // The last epoch is the training's too where the best one is quantized.
+  fs::copy_file(last, folder_ / "p.best.safetensors");
+  expect_refusal("--bits 8 --checkpoint-path " + (folder_ / "p.best.safetensors").string() + " -o " +
+                     (folder_ / "p.best.safetensors").string(),
+                 "is the training's own checkpoint");
+  expect_refusal("--bits 8 -o " + (folder_ / "p.best.safetensors").string(),
+                 "is the training's own checkpoint");
+}
+
+/// Before it calibrates, not after minutes of learning.
+TEST_F(QuantProgram, RefusesAnOutputThatIsNoFile) {
+  const fs::path pipe = folder_ / "pipe";
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  expect_refusal("--bits 8 -o " + pipe.string(), "pipe is a folder or a device and stays as it is");
+  EXPECT_TRUE(fs::is_fifo(pipe));
+  expect_refusal("--bits 8 -o " + (folder_ / "").string(), "is a folder or a device");
+  expect_refusal("--bits 8 -o " + (folder_ / "p.safetensors" / "q").string(), "cannot be written");
 }
 
 /// There are no data here, and none are needed.
@@ -135,6 +157,12 @@ TEST_F(QuantProgram, ExportsATrainedNetworkWithoutCalibrating) {
       Simulation(network_).run(written.parameters, generated_images(1000).pixels);
   EXPECT_THAT(output, HasSubstr(signature(logits)));
   expect_refusal("--bits 4", "was trained with 2-bit weights and 4-bit activations and has no other widths");
+  for (const char* option :
+       {"--budget-bytes 9", "--budget-ms 9", "--no-fuse --bits 8", "--pair-safe --bits 8", "--observer mse",
+        "--calibration-images 9", "--method brecq --bits 4", "--learning-steps 9 --bits 2", "--seed 2"}) {
+    const std::string name(option, std::string(option).find(' '));
+    expect_refusal(option, "has learned its integers in training; leave out " + name + ",");
+  }
 }
 
 TEST_F(QuantProgram, WritesFilesUnderTheirNamesWithTheSignatureItPrints) {
@@ -164,6 +192,8 @@ TEST_F(QuantProgram, WritesFilesUnderTheirNamesWithTheSignatureItPrints) {
   const fs::path mixed = folder_ / "p_mixed.safetensors";
   EXPECT_LE(fs::file_size(mixed), 90000U);
   EXPECT_LT(nominal_mac_fraction(read_quantized(mixed)), 1);
+  ASSERT_EQ(run("--budget-ms 1000000 --calibration-images 4 --learning-steps 2"), 0) << message;
+  EXPECT_THAT(output, HasSubstr("10,000 images: "));
   expect_refusal("--budget-bytes 9000 --calibration-images 4", "the smallest may have");
   expect_refusal("--budget-ms 0.001 --calibration-images 4", "the fastest takes");
 
