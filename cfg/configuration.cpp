@@ -219,6 +219,10 @@ void check_configuration(const Configuration& configuration, const std::string& 
   if (configuration.cfg.checkpoint_path.empty()) {
     refuse("cfg.checkpoint_path is empty; give a path such as ./chkp/64_200");
   }
+  if (configuration.cfg.checkpoint_path.ends_with('/')) {
+    refuse("cfg.checkpoint_path is the folder '" + configuration.cfg.checkpoint_path +
+           "'; add the name of the checkpoint");
+  }
   try {
     describe_network(configuration.cfg_network.variant, configuration.cfg_network.depth,
                      configuration.cfg_network.shortcut);
@@ -247,6 +251,16 @@ void check_configuration(const Configuration& configuration, const std::string& 
       refuse(
           "trained quantization (cfg_quant.from) has no pair_safe, fuse or method; leave them out of "
           "cfg_quant");
+    }
+    if (configuration.cfg_train.optimizer != "sgd") {
+      refuse(
+          "trained quantization (cfg_quant.from) learns its scales by sgd: the first step of adamw, the "
+          "whole "
+          "learning rate, is larger than most of them; set cfg_train.optimizer to sgd");
+    }
+    if (quant.calibration_images > images) {
+      refuse("cfg_quant.calibration_images is " + std::to_string(quant.calibration_images) +
+             ", but cfg_train.validation leaves " + std::to_string(images) + " images");
     }
     if (configuration.cfg_train.weight_average > 0) {
       refuse("cfg_train.weight_average does not go with trained quantization (cfg_quant.from); set it to 0");

@@ -147,8 +147,8 @@ bool is_trained(const TensorFile& file) {
 
 std::map<std::string, std::string> trained_provenance(const TensorFile& file) {
   std::map<std::string, std::string> provenance;
-  for (const char* key :
-       {"from", "from_sha256", "observer", "calibration_seed", "calibration_count", "calibration_sha256"}) {
+  for (const char* key : {"from", "from_sha256", "teachers_sha256", "held_out", "observer",
+                          "calibration_seed", "calibration_count", "calibration_sha256"}) {
     if (!file.entry(key).empty()) provenance[key] = file.entry(key);
   }
   return provenance;

@@ -62,7 +62,8 @@ void store_position(const TrainingPosition& position, const Configuration& confi
   file.metadata["finished"] = position.finished ? "true" : "false";
   file.metadata["seed"] = fmt::format("{}", configuration.cfg_train.seed);
   file.metadata["validation"] = fmt::format("{}", configuration.cfg_train.validation);
-  file.metadata["configuration"] = to_json(configuration).dump();
+  file.metadata["configuration"] =
+      to_json(configuration).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
 TrainingPosition stored_position(const TensorFile& file) {

@@ -1,6 +1,8 @@
 #include "train/learner.h"
 
 #include <algorithm>
+#include <cstdlib>
+#include <filesystem>
 #include <string>
 
 #include "graph/data/sha256.h"
@@ -14,6 +16,8 @@
 namespace nibble {
 namespace {
 
+constexpr const char* kTeachers = "teachers_sha256";
+
 std::vector<OptimizedTensor> optimized_tensors(FloatTraining& network,
                                                const TrainConfiguration& configuration) {
   const bool decay_all = configuration.weight_decay_on == "all";
@@ -24,7 +28,7 @@ std::vector<OptimizedTensor> optimized_tensors(FloatTraining& network,
     tensors.push_back({.name = group.name,
                        .values = network.trainable().subspan(group.offset, group.count),
                        .gradients = network.gradients().subspan(group.offset, group.count),
-                       .decay = decay_all || is_weight});
+                       .decay = is_weight || (decay_all && group.kind != ParameterKind::quantizer_scale)});
   }
   return tensors;
 }
@@ -45,15 +49,60 @@ TensorFile read_start(const QuantConfiguration& quant, const NetworkDescription&
   return file;
 }
 
+/// Training images that were not used for a checkpoint, the last ones; 0 where it does not say.
+int held_out_by(const TensorFile& file) {
+  return std::atoi(file.entry("validation").c_str());
+}
+
+/// Training images that neither this training nor one that it learns from has seen.
+int held_out_by_all(const Configuration& configuration, const TensorFile& start) {
+  int held_out = std::min(configuration.cfg_train.validation, held_out_by(start));
+  for (const std::string& teacher : configuration.cfg_train.distillation.teachers) {
+    held_out = std::min(held_out, held_out_by(read_tensor_file(teacher)));
+  }
+  return held_out;
+}
+
+void refuse_own_file(const CheckpointPaths& own, const TensorFile& source) {
+  for (const std::filesystem::path& path : {own.last, own.best, own.best_on_test}) {
+    std::error_code ignored;
+    if (std::filesystem::equivalent(source.file, path, ignored)) {
+      throw InputError(
+          source.file.string() +
+          " is what this training learns from and a file that it would move away; choose another "
+          "--checkpoint-path");
+    }
+  }
+}
+
 }  // namespace
 
-void require_sources(const Configuration& configuration, const NetworkDescription& network) {
-  if (configuration.trains_quantized())
-    stored_parameters(network, read_start(configuration.cfg_quant, network));
+std::vector<std::string> require_sources(const Configuration& configuration,
+                                         const NetworkDescription& network) {
+  const CheckpointPaths own(configuration.cfg.checkpoint_path);
+  std::vector<std::string> remarks;
+  const auto look_at = [&](const TensorFile& file) {
+    refuse_own_file(own, file);
+    if (file.entry("finished") == "false" && file.entry("selected_on").empty()) {  // P.best may be any epoch
+      remarks.push_back(file.file.string() + " is of a training that is not finished");
+    }
+    if (held_out_by(file) < configuration.cfg_train.validation) {
+      remarks.push_back(file.file.string() +
+                        " was trained on images that are held out here: the accuracy on them is not one of "
+                        "new images");
+    }
+  };
+  if (configuration.trains_quantized()) {
+    const TensorFile file = read_start(configuration.cfg_quant, network);
+    stored_parameters(network, file);
+    look_at(file);
+  }
   for (const std::string& teacher : configuration.cfg_train.distillation.teachers) {
     const TensorFile file = read_tensor_file(teacher);
     stored_parameters(stored_network(file), file);
+    look_at(file);
   }
+  return remarks;
 }
 
 OptimizerSettings optimizer_settings(const TrainConfiguration& configuration) {
@@ -91,6 +140,9 @@ Learner::Learner(const Configuration& configuration, const NetworkDescription& n
   if (!configuration_.distillation.teachers.empty()) {
     teachers_.emplace(configuration_.distillation.teachers, configuration.cfg_dataloader_train.batch_size,
                       precision_of(configuration_));
+    for (const std::string& teacher : configuration_.distillation.teachers) {
+      teachers_sha256_ += (teachers_sha256_.empty() ? "" : " ") + sha256_of_file(teacher);
+    }
     teacher_logits_.resize(logits);
     other_gradient_.resize(logits);
   }
@@ -126,6 +178,9 @@ void Learner::start_quantized(const Configuration& configuration, const Dataset&
   provenance_["from"] = file.file.filename().string();
   provenance_["from_sha256"] = sha256_of_file(file.file);
   provenance_["observer"] = quant.observer == "auto" ? "mse" : quant.observer;
+  if (configuration.cfg_train.validation > 0) {
+    provenance_["held_out"] = std::to_string(held_out_by_all(configuration, file));
+  }
 }
 
 LossResult Learner::step(const Batch& batch, double learning_rate) {
@@ -199,6 +254,7 @@ Evaluation Learner::evaluate(const Dataset& dataset, const DataLoaderConfigurati
 
 void Learner::store_network(TensorFile& file) const {
   store_parameters(description_, parameters(), file);
+  if (teachers_) file.metadata[kTeachers] = teachers_sha256_;
   if (quantized_ == nullptr) return;
   store_scales(quantized_->scales(), file);
   file.metadata.insert(provenance_.begin(), provenance_.end());
@@ -219,6 +275,12 @@ void Learner::store(TensorFile& file) const {
 void Learner::restore(const TensorFile& file) {
   if (stored_network(file, quantized_ == nullptr ? kFloatFormat : kTrainedFormat) != description_) {
     throw InputError(file.file.string() + ": its network is not the configuration's");
+  }
+  if (!file.entry(kTeachers).empty() && file.entry(kTeachers) != teachers_sha256_) {
+    throw InputError(
+        file.file.string() +
+        ": a teacher's file is not the one that this training began with; put that back, or begin "
+        "anew with --no-resume");
   }
   FloatParameters parameters = stored_parameters(description_, file);
   if (average_) {

@@ -62,6 +62,7 @@ class Learner {
   std::optional<WeightAverage> average_;
   std::vector<float> flat_;  // network_'s parameters for average_
   std::optional<Teachers> teachers_;
+  std::string teachers_sha256_;  // of their files; a resumed training must have the same
 
   // One batch each.
   std::vector<float> gradient_;
@@ -72,9 +73,11 @@ class Learner {
   double mixup_weight_ = 1;
 };
 
-/// Throws InputError when a teacher or cfg_quant.from cannot be read or is of another network: before
-/// anything is moved or written for a training that could not begin.
-void require_sources(const Configuration& configuration, const NetworkDescription& network);
+/// Throws InputError when a teacher or cfg_quant.from cannot be read, is of another network, or is a file of
+/// this training itself: before anything is moved or written for a training that could not begin. Returns a
+/// sentence about each that is not finished or was trained on images that this training holds out.
+std::vector<std::string> require_sources(const Configuration& configuration,
+                                         const NetworkDescription& network);
 
 OptimizerSettings optimizer_settings(const TrainConfiguration& configuration);
 Precision precision_of(const TrainConfiguration& configuration);

@@ -28,11 +28,11 @@ Configuration configuration_of(const TrainOptions& options) {
   if (options.epochs) configuration.cfg_train.n_epoches = *options.epochs;
   if (options.precision) configuration.cfg_train.precision = *options.precision;
   if (options.checkpoint_path) configuration.cfg.checkpoint_path = *options.checkpoint_path;
+  check_configuration(configuration, "the command line");
   if (!options.evaluate) {  // P.safetensors is P here, whose P.best may count
     configuration.cfg.checkpoint_path =
         CheckpointPaths(configuration.cfg.checkpoint_path).last.replace_extension().string();
   }
-  check_configuration(configuration, "the command line");
   return configuration;
 }
 
@@ -57,8 +57,13 @@ int evaluate_quantized(const Configuration& configuration, const fs::path& file,
 
 /// Whether `output` was made from the checkpoint that `quantized` is of.
 bool is_exported(const QuantizedNetwork& quantized, const fs::path& output) {
-  return fs::exists(output) && read_quantized(output).parameters.provenance["source_sha256"] ==
-                                   quantized.parameters.provenance.at("source_sha256");
+  if (!fs::exists(output)) return false;
+  try {
+    return read_quantized(output).parameters.provenance["source_sha256"] ==
+           quantized.parameters.provenance.at("source_sha256");
+  } catch (const InputError&) {
+    return false;  // damaged: it is written again
+  }
 }
 
 /// Writes the integer network of a finished trained quantization, unless it is there, and evaluates what was

@@ -4,8 +4,10 @@
 #include <omp.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <optional>
 #include <string>
@@ -132,8 +134,6 @@ class TrainingRun {
     log_->append(line);
   }
 
-  double rate() const { return learning_rate(schedule_, position_.epoch, position_.step, steps_); }
-
   // False: stopped in the middle, state saved.
   bool run_epoch(const std::function<bool()>& stop) {
     loader_.start(static_cast<std::uint64_t>(position_.epoch), static_cast<int>(position_.step));
@@ -171,6 +171,22 @@ class TrainingRun {
         fmt::format("the loss is {} in epoch {}, step {}: lower cfg_train.learning_rate or lengthen "
                     "cfg_train.warmup_epochs",
                     loss, position_.epoch + 1, position_.step + 1));
+  }
+
+  // A loss can be finite once more after a weight or a variance is not: what was saved before stays then.
+  void require_finite(const TensorFile& file) {
+    for (const auto& [name, tensor] : file.tensors) {
+      if (tensor.type != DataType::f32) continue;
+      std::vector<float> values(tensor.bytes.size() / sizeof(float));
+      if (!values.empty()) std::memcpy(values.data(), tensor.bytes.data(), tensor.bytes.size());
+      if (std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); }))
+        continue;
+      bar_.clear();
+      throw RunError(
+          fmt::format("{} has NaN or infinity, and {} stays as it was: lower cfg_train.learning_rate or "
+                      "lengthen cfg_train.warmup_epochs",
+                      name, paths_.last.string()));
+    }
   }
 
   bool interrupted() {
@@ -222,10 +238,21 @@ class TrainingRun {
     save(paths_.last);
   }
 
+  Evaluation evaluation_of(const Dataset& dataset) const {
+    try {
+      return learner_.evaluate(dataset, configuration_.cfg_dataloader_test);
+    } catch (const InputError& error) {  // no network that could be read again
+      throw RunError(
+          fmt::format("the training has diverged in epoch {} ({}): lower cfg_train.learning_rate or lengthen "
+                      "cfg_train.warmup_epochs",
+                      position_.epoch, error.what()));
+    }
+  }
+
   // Evaluates on a data set; writes `best_file` when this is the best so far.
   void evaluate_on(const std::string& name, const Dataset& dataset, int& best, const fs::path& best_file,
                    nlohmann::ordered_json& line) {
-    const Evaluation result = learner_.evaluate(dataset, configuration_.cfg_dataloader_test);
+    const Evaluation result = evaluation_of(dataset);
     line[name + "_loss"] = result.loss;
     line[name + "_top1"] = result.top1();
     if (result.correct <= best) return;
@@ -254,6 +281,7 @@ class TrainingRun {
       learner_.store(file);
     }
     describe(file);
+    require_finite(file);
     write_tensor_file(path, file);
     saved_ = Clock::now();
   }
@@ -317,7 +345,9 @@ TrainingFiles::TrainingFiles(const Configuration& configuration, bool resume)
     : paths_(configuration.cfg.checkpoint_path), lock_(paths_) {
   const NetworkDescription network = network_of(configuration);
   const bool goes_on = resume && fs::exists(paths_.last);
-  if (!goes_on) require_sources(configuration, network);
+  if (!goes_on) {
+    for (const std::string& remark : require_sources(configuration, network)) say(remark);
+  }
   // Parameters, up to four buffers of state, the old file beside the new one, P.best: twelve times the
   // parameters and a little for metadata and log.
   require_space(paths_,

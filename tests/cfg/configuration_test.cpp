@@ -187,6 +187,15 @@ TEST(Configuration, RefusesWithFileKeyAndWhatWasFound) {
       {R"({"cfg_quant": {"bits": 8, "from": "a", "pair_safe": true}})",
        "my.json: trained quantization (cfg_quant.from) has no pair_safe, fuse or method; leave them out of "
        "cfg_quant"},
+      {R"({"cfg_quant": {"bits": 4, "from": "a"}})",
+       "my.json: trained quantization (cfg_quant.from) learns its scales by sgd: the first step of adamw, "
+       "the "
+       "whole learning rate, is larger than most of them; set cfg_train.optimizer to sgd"},
+      {R"({"cfg_quant": {"bits": 4, "from": "a", "calibration_images": 45001},
+           "cfg_train": {"optimizer": "sgd", "validation": 5000}})",
+       "my.json: cfg_quant.calibration_images is 45001, but cfg_train.validation leaves 45000 images"},
+      {R"({"cfg": {"checkpoint_path": "chkp/"}})",
+       "my.json: cfg.checkpoint_path is the folder 'chkp/'; add the name of the checkpoint"},
       {"null", "my.json holds a JSON null; a configuration is a JSON object"},
   };
   for (const Refused& refused : cases) EXPECT_EQ(refusal(refused.text), refused.message) << refused.text;
@@ -277,7 +286,8 @@ TEST(Keys, EachRefusesAnotherTypeAndWhatIsOutsideItsRange) {
 }
 
 TEST(Configuration, SurvivesItsOwnJson) {
-  const Configuration configuration = parse(R"({"cfg_train": {"learning_rate": 0.1, "seed": 9007199254740991,
+  const Configuration configuration =
+      parse(R"({"cfg_train": {"optimizer": "sgd", "learning_rate": 0.1, "seed": 9007199254740991,
       "milestones": [], "weight_decay": 5e-4}, "cfg_quant": {"bits": 4, "from": "a"}})");
   const json stored = json::parse(to_json(configuration).dump());
   const Configuration read = nibble::from_json(stored, "stored");  // the library has one of the same name

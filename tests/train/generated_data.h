@@ -7,9 +7,12 @@
 
 namespace nibble {
 
-/// Noise with a bright bar whose row is the label: something that a network can learn.
-inline Dataset labelled_images(int count) {
-  Dataset dataset = generated_images(count);
+/// Noise with a bright bar whose row is the label: something that a network can learn. Images first, first +
+/// 1 and so on of an endless row.
+inline Dataset labelled_images(int count, int first = 0) {
+  Dataset dataset = generated_images(first + count);
+  dataset.pixels.erase(dataset.pixels.begin(),
+                       dataset.pixels.begin() + first * static_cast<std::ptrdiff_t>(cifar10_image_bytes));
   constexpr std::size_t row_bytes = 32 * 3;
   for (int image = 0; image < count; ++image) {
     const int label = image % 10;

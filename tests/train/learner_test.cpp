@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <omp.h>
 
+#include <algorithm>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -145,6 +146,56 @@ TEST_F(LearnerTest, LearnsTheMeanOfItsTeachersLogits) {
                        "]}}"),
       network_, images_, nullptr);
   EXPECT_NEAR(learner.step(batch_of(images_), 0.01).loss, expected, 1e-5 * expected);
+}
+
+/// Mixed labels and a teacher together: what a step takes off the linear layer's biases is the learning rate
+/// times the sum of the logits' gradients, put together here.
+TEST_F(LearnerTest, FollowsTheGradientOfItsLosses) {
+  const TemporaryFolder folder;
+  const std::string teacher = (folder.path() / "teacher").string();
+  const FloatParameters taught = initial_parameters(network_, 10);
+  TensorFile file;
+  store_parameters(network_, taught, file);
+  write_tensor_file(teacher, file);
+
+  const Batch batch = batch_of(images_);
+  const Mixup mixup = draw_mixup(0.5, 4, batch.epoch, batch.number, batch.size);
+  ASSERT_GT(mixup.shift, 0);
+  ASSERT_GT(std::abs(mixup.weight - 0.5), 0.05);
+  std::vector<std::uint8_t> mixed(batch.pixels.size());
+  mix_images(mixup, kImages, batch.pixels, mixed);
+  std::vector<std::uint8_t> others(kImages);
+  std::rotate_copy(batch.labels.begin(), batch.labels.begin() + mixup.shift, batch.labels.end(),
+                   others.begin());
+  std::vector<float> teacher_logits(kImages * 10);
+  FloatNetwork(network_, taught, kImages).run(mixed, kImages, teacher_logits);
+  FloatTraining student(network_, kImages);
+  const FloatParameters before = initial_parameters(network_, 4);
+  student.set_parameters(before);
+  const std::span<const float> logits = student.forward(mixed, kImages);
+  std::vector<float> own(kImages * 10);
+  std::vector<float> other(own.size());
+  std::vector<float> distilled(own.size());
+  softmax_cross_entropy(logits, batch.labels, 10, Reduction::sum, 0, own);
+  softmax_cross_entropy(logits, others, 10, Reduction::sum, 0, other);
+  distillation_loss(logits, teacher_logits, 10, Reduction::sum, 2, distilled);
+
+  Learner learner(configuration_of(R"({"seed": 4, "optimizer": "sgd", "momentum": 0, "nesterov": false,
+      "weight_decay": 0, "augmentation": {"mixup": 0.5},
+      "distillation": {"weight": 0.3, "temperature": 2, "teacher": ")" +
+                                   teacher + "\"}}"),
+                  network_, images_, nullptr);
+  constexpr double rate = 0.01;
+  learner.step(batch, rate);
+  const std::vector<float> after = learner.parameters().linear_bias;
+  for (std::size_t c = 0; c < 10; ++c) {
+    double gradient = 0;
+    for (std::size_t i = c; i < own.size(); i += 10) {
+      gradient += 0.7 * (mixup.weight * double{own[i]} + (1 - mixup.weight) * double{other[i]}) +
+                  0.3 * double{distilled[i]};
+    }
+    EXPECT_NEAR((double{before.linear_bias[c]} - double{after[c]}) / rate, gradient, 1e-3) << c;
+  }
 }
 
 }  // namespace

@@ -74,6 +74,8 @@ def main():
         configuration(no_network)
         refused("CIFAR10_ROOT", "train", "--cfg", "c.json", code=1)
         refused("cannot be written", "train", "--cfg", "c.json", "--checkpoint-path", "/proc/self/p")
+        refused("checkpoint_path is empty", "train", "--cfg", "c.json", "--checkpoint-path", "")
+        refused("checkpoint_path is the folder", "train", "--cfg", "c.json", "--checkpoint-path", "chkp/")
         refused("cannot be made", "train", "--cfg", "c.json", "--checkpoint-path", "c.json/p")
 
         if not (checkout / "chkp" / "64_200.safetensors").is_file():

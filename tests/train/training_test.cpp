@@ -20,6 +20,7 @@
 #include "tests/temporary_folder.h"
 #include "tests/train/generated_data.h"
 #include "train/initialize.h"
+#include "train/learner.h"
 #include "train/program.h"
 
 namespace nibble {
@@ -106,8 +107,9 @@ class Training : public testing::Test {
 
   TemporaryFolder folder_;
   Dataset training_ = labelled_images(40);
-  Dataset validation_ = labelled_images(20);
-  Dataset test_ = labelled_images(10);
+  // Other images than those that are trained on.
+  Dataset validation_ = labelled_images(20, 40);
+  Dataset test_ = labelled_images(10, 60);
 };
 
 void expect_same_tensors(const TensorFile& a, const TensorFile& b) {
@@ -161,17 +163,26 @@ TEST_F(Training, StoppedAnywhereGoesOnWithTheSameBits) {
 TEST_F(Training, QuantizedGoesOnWithTheSameBitsAndIsItsIntegers) {
   const Configuration start = one_epoch(kEverything);
   ASSERT_EQ(train(start), TrainingEnd::finished);
-  const Configuration straight = quantized_from(start, "straight");
-  ASSERT_EQ(train(straight), TrainingEnd::finished);
-  for (const int steps : {1, 4}) {
-    const Configuration stopped = quantized_from(start, "stopped" + std::to_string(steps));
-    int done = 0;
-    ASSERT_EQ(train(stopped, [&] { return ++done == steps; }), TrainingEnd::interrupted);
-    ASSERT_EQ(train(stopped), TrainingEnd::finished);
-    expect_same_tensors(last(straight), last(stopped));
-    EXPECT_EQ(last(straight).metadata.at("from_sha256"), last(stopped).metadata.at("from_sha256"));
+  for (const char* precision : {"bf16", "fp32"}) {
+    if (precision == std::string("bf16") && !has_avx512_bf16()) continue;
+    const auto named = [&](const std::string& name) {
+      Configuration how = quantized_from(start, precision + name);
+      how.cfg_train.precision = precision;
+      return how;
+    };
+    ASSERT_EQ(train(named("straight")), TrainingEnd::finished);
+    const TensorFile straight = last(named("straight"));
+    for (const int steps : {1, 4}) {
+      const Configuration stopped = named(std::to_string(steps));
+      int done = 0;
+      ASSERT_EQ(train(stopped, [&] { return ++done == steps; }), TrainingEnd::interrupted);
+      ASSERT_EQ(train(stopped), TrainingEnd::finished);
+      expect_same_tensors(straight, last(stopped));
+      EXPECT_EQ(straight.metadata.at("from_sha256"), last(stopped).metadata.at("from_sha256"));
+    }
   }
 
+  const Configuration straight = quantized_from(start, "fp32straight");
   const TensorFile file = last(straight);
   EXPECT_THROW(stored_network(file), InputError);  // not a float network
   const QuantizedNetwork exported = export_trained(file);
@@ -203,6 +214,9 @@ TEST_F(Training, AMissingIntegerFileIsExportedByTheNextStart) {
   const auto written = fs::last_write_time(integers);
   EXPECT_THROW(train_program(options), std::runtime_error);
   EXPECT_EQ(fs::last_write_time(integers), written);
+  fs::resize_file(integers, 100);
+  EXPECT_THROW(train_program(options), std::runtime_error);
+  EXPECT_EQ(read_quantized(integers).parameters.provenance.at("source"), "quantized.safetensors");
 
   // Another width is not passed off as the one that is asked for.
   Configuration wider = quantized;
@@ -257,6 +271,61 @@ TEST_F(Training, NothingIsMovedForATrainingThatCannotBegin) {
   again.cfg_train.distillation.teachers = {(folder_ / "missing.safetensors").string()};
   EXPECT_NE(message_of([&] { TrainingFiles files(again, false); }).find("missing"), std::string::npos);
   EXPECT_EQ(last(start).metadata.at("finished"), "true");
+  // What it learns from is not moved away before it is read.
+  again.cfg_train.distillation.teachers = {CheckpointPaths(start.cfg.checkpoint_path).last};
+  EXPECT_NE(message_of([&] { TrainingFiles files(again, false); }).find("a file that it would move away"),
+            std::string::npos);
+  EXPECT_EQ(last(start).metadata.at("finished"), "true");
+}
+
+TEST_F(Training, GoesOnOnlyWithTheTeacherThatItBeganWith) {
+  const Configuration teacher = one_epoch(kAdamw);
+  ASSERT_EQ(train(teacher), TrainingEnd::finished);
+  const fs::path file = CheckpointPaths(teacher.cfg.checkpoint_path).last;
+  Configuration student = configuration(kAdamw, "student");
+  student.cfg_train.distillation.teachers = {file};
+  ASSERT_EQ(train(student, [] { return true; }), TrainingEnd::interrupted);
+  TensorFile another = last(teacher);
+  another.metadata["seed"] = "77";
+  write_tensor_file(file, another);
+  EXPECT_NE(message_of([&] { train(student); }).find("a teacher's file is not the one"), std::string::npos);
+  EXPECT_EQ(last(student).metadata.at("finished"), "false");
+}
+
+TEST_F(Training, SaysWhatItLearnsFromTooSoon) {
+  Configuration teacher = configuration(kAdamw, "teacher");
+  ASSERT_EQ(train(teacher, [] { return true; }), TrainingEnd::interrupted);
+  Configuration student = configuration(kAdamw, "student");
+  student.cfg_train.distillation.teachers = {CheckpointPaths(teacher.cfg.checkpoint_path).last};
+  student.cfg_train.validation = 20;
+  const NetworkDescription network = describe_network("he", 20, "A");
+  const std::vector<std::string> remarks = require_sources(student, network);
+  ASSERT_EQ(remarks.size(), 2U);
+  EXPECT_NE(remarks[0].find("teacher.safetensors is of a training that is not finished"), std::string::npos);
+  EXPECT_NE(remarks[1].find("teacher.safetensors was trained on images that are held out here"),
+            std::string::npos);
+  ASSERT_EQ(train(teacher), TrainingEnd::finished);
+  student.cfg_train.validation = 0;
+  EXPECT_TRUE(require_sources(student, network).empty());
+}
+
+/// What bench says of an integer file's accuracy on held-out images needs to know who saw them.
+TEST_F(Training, AnIntegerFileSaysWhatItAndItsSourcesHeldOut) {
+  const Configuration start = one_epoch(kEverything);  // holds out 20
+  ASSERT_EQ(train(start), TrainingEnd::finished);
+  Configuration how = quantized_from(start, "held_out");
+  how.cfg_train.validation = 30;
+  how.cfg_train.distillation.teachers.clear();
+  ASSERT_EQ(train(how), TrainingEnd::finished);
+  EXPECT_EQ(export_trained(last(how)).parameters.provenance.at("held_out"), "20");
+}
+
+/// A name of a file is any bytes, JSON is not.
+TEST_F(Training, ANameThatIsNotUtf8IsNoHindrance) {
+  const Configuration how = configuration(kAdamw, "caf\xe9");
+  ASSERT_EQ(train(how, [] { return true; }), TrainingEnd::interrupted);
+  EXPECT_TRUE(fs::exists(folder_ / "caf\xe9.safetensors"));
+  EXPECT_FALSE(epochs_of(how).size() > 0);
 }
 
 TEST_F(Training, TwoThreadsGiveTheSameBitsEachTime) {
@@ -450,6 +519,11 @@ TEST_F(Training, LossThatIsNotFiniteEndsTheTraining) {
   how.cfg_train.warmup_epochs = 0;
   how.cfg_train.n_epoches = 50;
   EXPECT_THROW(train(how), RunError);
+  // Whatever was saved before can be read.
+  if (fs::exists(CheckpointPaths(how.cfg.checkpoint_path).last)) {
+    const TensorFile file = last(how);
+    stored_parameters(stored_network(file), file);
+  }
 }
 
 TEST_F(Training, DistillsFromATeacher) {
