@@ -93,7 +93,7 @@ std::map<std::string, double> layer_seconds(const QuantizedNetwork& quantized) {
   return seconds;
 }
 
-/// The same by nearest rounding, which is quick and as large and as fast.
+/// `options` for a network of these widths by nearest rounding, which is quick, and as large and as fast.
 QuantizationOptions trial_of(const QuantizationOptions& options, std::vector<int> block_bits) {
   QuantizationOptions trial = options;
   trial.method = "nearest";
