@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 #include <omp.h>
 
-#include <algorithm>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -36,6 +35,27 @@ Batch batch_of(const Dataset& images) {
   batch.number = 5;
   return batch;
 }
+
+/// A batch as a learner of seed 4 mixes it with alpha 0.5.
+struct Mixed {
+  explicit Mixed(const Batch& batch)
+      : mixup(draw_mixup(0.5, 4, batch.epoch, batch.number, batch.size)),
+        pixels(batch.pixels.size()),
+        others(kImages) {
+    EXPECT_GT(mixup.shift, 0);
+    EXPECT_GT(std::abs(mixup.weight - 0.5), 0.05);
+    mix_images(mixup, kImages, batch.pixels, pixels);
+    for (int i = 0; i < kImages; ++i) {
+      others[static_cast<std::size_t>(i)] =
+          batch.labels[static_cast<std::size_t>((i + mixup.shift) % kImages)];
+    }
+    EXPECT_NE(others, batch.labels);
+  }
+
+  Mixup mixup;
+  std::vector<std::uint8_t> pixels;
+  std::vector<std::uint8_t> others;  ///< labels of the images that are mixed in
+};
 
 class LearnerTest : public testing::Test {
  protected:
@@ -100,24 +120,16 @@ TEST_F(LearnerTest, DecaysWhatTheConfigurationSays) {
 TEST_F(LearnerTest, MixesLossesAsTheImages) {
   const FloatParameters parameters = initial_parameters(network_, 4);
   const Batch batch = batch_of(images_);
-  const Mixup mixup = draw_mixup(0.5, 4, batch.epoch, batch.number, batch.size);
-  ASSERT_GT(mixup.shift, 0);
-  ASSERT_GT(std::abs(mixup.weight - 0.5), 0.05);
-  std::vector<std::uint8_t> mixed(batch.pixels.size());
-  mix_images(mixup, kImages, batch.pixels, mixed);
+  const Mixed mixed(batch);
   FloatTraining network(network_, kImages);
   network.set_parameters(parameters);
-  const std::span<const float> logits = network.forward(mixed, kImages);
-  std::vector<std::uint8_t> others(kImages);
-  for (int i = 0; i < kImages; ++i) {
-    others[static_cast<std::size_t>(i)] = batch.labels[static_cast<std::size_t>((i + mixup.shift) % kImages)];
-  }
-  ASSERT_NE(others, batch.labels);
+  const std::span<const float> logits = network.forward(mixed.pixels, kImages);
   const double own = softmax_cross_entropy(logits, batch.labels, 10, Reduction::sum, 0.1, {}).loss;
-  const double other = softmax_cross_entropy(logits, others, 10, Reduction::sum, 0.1, {}).loss;
+  const double other = softmax_cross_entropy(logits, mixed.others, 10, Reduction::sum, 0.1, {}).loss;
   Learner learner(configuration_of(R"({"seed": 4, "label_smoothing": 0.1, "augmentation": {"mixup": 0.5}})"),
                   network_, images_, nullptr);
-  EXPECT_NEAR(learner.step(batch, 0.01).loss, mixup.weight * own + (1 - mixup.weight) * other, 1e-4 * own);
+  EXPECT_NEAR(learner.step(batch, 0.01).loss, mixed.mixup.weight * own + (1 - mixed.mixup.weight) * other,
+              1e-4 * own);
 }
 
 /// Three teachers, one of another variant: their logits' mean is what the student's loss is measured against.
@@ -159,25 +171,18 @@ TEST_F(LearnerTest, FollowsTheGradientOfItsLosses) {
   write_tensor_file(teacher, file);
 
   const Batch batch = batch_of(images_);
-  const Mixup mixup = draw_mixup(0.5, 4, batch.epoch, batch.number, batch.size);
-  ASSERT_GT(mixup.shift, 0);
-  ASSERT_GT(std::abs(mixup.weight - 0.5), 0.05);
-  std::vector<std::uint8_t> mixed(batch.pixels.size());
-  mix_images(mixup, kImages, batch.pixels, mixed);
-  std::vector<std::uint8_t> others(kImages);
-  std::rotate_copy(batch.labels.begin(), batch.labels.begin() + mixup.shift, batch.labels.end(),
-                   others.begin());
+  const Mixed mixed(batch);
   std::vector<float> teacher_logits(kImages * 10);
-  FloatNetwork(network_, taught, kImages).run(mixed, kImages, teacher_logits);
+  FloatNetwork(network_, taught, kImages).run(mixed.pixels, kImages, teacher_logits);
   FloatTraining student(network_, kImages);
   const FloatParameters before = initial_parameters(network_, 4);
   student.set_parameters(before);
-  const std::span<const float> logits = student.forward(mixed, kImages);
+  const std::span<const float> logits = student.forward(mixed.pixels, kImages);
   std::vector<float> own(kImages * 10);
   std::vector<float> other(own.size());
   std::vector<float> distilled(own.size());
   softmax_cross_entropy(logits, batch.labels, 10, Reduction::sum, 0, own);
-  softmax_cross_entropy(logits, others, 10, Reduction::sum, 0, other);
+  softmax_cross_entropy(logits, mixed.others, 10, Reduction::sum, 0, other);
   distillation_loss(logits, teacher_logits, 10, Reduction::sum, 2, distilled);
 
   Learner learner(configuration_of(R"({"seed": 4, "optimizer": "sgd", "momentum": 0, "nesterov": false,
@@ -191,7 +196,7 @@ TEST_F(LearnerTest, FollowsTheGradientOfItsLosses) {
   for (std::size_t c = 0; c < 10; ++c) {
     double gradient = 0;
     for (std::size_t i = c; i < own.size(); i += 10) {
-      gradient += 0.7 * (mixup.weight * double{own[i]} + (1 - mixup.weight) * double{other[i]}) +
+      gradient += 0.7 * (mixed.mixup.weight * double{own[i]} + (1 - mixed.mixup.weight) * double{other[i]}) +
                   0.3 * double{distilled[i]};
     }
     EXPECT_NEAR((double{before.linear_bias[c]} - double{after[c]}) / rate, gradient, 1e-3) << c;
