@@ -254,9 +254,8 @@ void check_configuration(const Configuration& configuration, const std::string& 
     }
     if (configuration.cfg_train.optimizer != "sgd") {
       refuse(
-          "trained quantization (cfg_quant.from) learns its scales by sgd: the first step of adamw, the "
-          "whole "
-          "learning rate, is larger than most of them; set cfg_train.optimizer to sgd");
+          "trained quantization (cfg_quant.from) learns its scales by sgd: the first step of "
+          "adamw, the whole learning rate, is larger than most of them; set cfg_train.optimizer to sgd");
     }
     if (quant.calibration_images > images) {
       refuse("cfg_quant.calibration_images is " + std::to_string(quant.calibration_images) +

@@ -91,9 +91,8 @@ std::vector<Key> make_keys() {
        "For multistep: epochs, ascending."},
       {"cfg_train.gamma", MEMBER(cfg_train.gamma), above(0, 1), weights, "For multistep."},
       {"cfg_train.warmup_epochs", MEMBER(cfg_train.warmup_epochs), range(0, 100000), weights,
-       "Epochs, fractions allowed, of a linear rise of the learning rate. one_cycle: of its rise, a cosine; "
-       "0: "
-       "three tenths of all."},
+       "Epochs, fractions allowed, of a linear rise of the learning rate. one_cycle: of its rise, a "
+       "cosine; 0: three tenths of all."},
       {"cfg_train.loss_reduction", MEMBER(cfg_train.loss_reduction), one_of({"sum", "mean"}), weights,
        "Cross entropy summed over the batch, as the reference has it, or its mean."},
       {"cfg_train.label_smoothing", MEMBER(cfg_train.label_smoothing), range(0, 0.99), weights,

@@ -1,7 +1,6 @@
 #include "train/learner.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <filesystem>
 #include <string>
 
@@ -47,20 +46,6 @@ TensorFile read_start(const QuantConfiguration& quant, const NetworkDescription&
                      " (cfg_quant.from) is of another network than the configuration's; choose one of this");
   }
   return file;
-}
-
-/// Training images that were not used for a checkpoint, the last ones; 0 where it does not say.
-int held_out_by(const TensorFile& file) {
-  return std::atoi(file.entry("validation").c_str());
-}
-
-/// Training images that neither this training nor one that it learns from has seen.
-int held_out_by_all(const Configuration& configuration, const TensorFile& start) {
-  int held_out = std::min(configuration.cfg_train.validation, held_out_by(start));
-  for (const std::string& teacher : configuration.cfg_train.distillation.teachers) {
-    held_out = std::min(held_out, held_out_by(read_tensor_file(teacher)));
-  }
-  return held_out;
 }
 
 void refuse_own_file(const CheckpointPaths& own, const TensorFile& source) {
@@ -121,6 +106,10 @@ Precision precision_of(const TrainConfiguration& configuration) {
 Learner::Learner(const Configuration& configuration, const NetworkDescription& network,
                  const Dataset& training, const TensorFile* state)
     : configuration_(configuration.cfg_train), description_(network) {
+  if (!configuration_.distillation.teachers.empty()) {
+    teachers_.emplace(configuration_.distillation.teachers, configuration.cfg_dataloader_train.batch_size,
+                      precision_of(configuration_));
+  }
   if (configuration.trains_quantized()) {
     start_quantized(configuration, training, state);
   } else {
@@ -137,12 +126,7 @@ Learner::Learner(const Configuration& configuration, const NetworkDescription& n
   const std::size_t batch = static_cast<std::size_t>(configuration.cfg_dataloader_train.batch_size);
   const std::size_t logits = batch * static_cast<std::size_t>(network.classes);
   gradient_.resize(logits);
-  if (!configuration_.distillation.teachers.empty()) {
-    teachers_.emplace(configuration_.distillation.teachers, configuration.cfg_dataloader_train.batch_size,
-                      precision_of(configuration_));
-    for (const std::string& teacher : configuration_.distillation.teachers) {
-      teachers_sha256_ += (teachers_sha256_.empty() ? "" : " ") + sha256_of_file(teacher);
-    }
+  if (teachers_) {
     teacher_logits_.resize(logits);
     other_gradient_.resize(logits);
   }
@@ -179,7 +163,9 @@ void Learner::start_quantized(const Configuration& configuration, const Dataset&
   provenance_["from_sha256"] = sha256_of_file(file.file);
   provenance_["observer"] = quant.observer == "auto" ? "mse" : quant.observer;
   if (configuration.cfg_train.validation > 0) {
-    provenance_["held_out"] = std::to_string(held_out_by_all(configuration, file));
+    const int held_out = std::min(configuration.cfg_train.validation, held_out_by(file));
+    provenance_["held_out"] =
+        std::to_string(teachers_ ? std::min(held_out, teachers_->held_out()) : held_out);
   }
 }
 
@@ -254,7 +240,7 @@ Evaluation Learner::evaluate(const Dataset& dataset, const DataLoaderConfigurati
 
 void Learner::store_network(TensorFile& file) const {
   store_parameters(description_, parameters(), file);
-  if (teachers_) file.metadata[kTeachers] = teachers_sha256_;
+  if (teachers_) file.metadata[kTeachers] = teachers_->sha256();
   if (quantized_ == nullptr) return;
   store_scales(quantized_->scales(), file);
   file.metadata.insert(provenance_.begin(), provenance_.end());
@@ -276,7 +262,7 @@ void Learner::restore(const TensorFile& file) {
   if (stored_network(file, quantized_ == nullptr ? kFloatFormat : kTrainedFormat) != description_) {
     throw InputError(file.file.string() + ": its network is not the configuration's");
   }
-  if (!file.entry(kTeachers).empty() && file.entry(kTeachers) != teachers_sha256_) {
+  if (!file.entry(kTeachers).empty() && (!teachers_ || file.entry(kTeachers) != teachers_->sha256())) {
     throw InputError(
         file.file.string() +
         ": a teacher's file is not the one that this training began with; put that back, or begin "

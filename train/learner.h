@@ -62,7 +62,6 @@ class Learner {
   std::optional<WeightAverage> average_;
   std::vector<float> flat_;  // network_'s parameters for average_
   std::optional<Teachers> teachers_;
-  std::string teachers_sha256_;  // of their files; a resumed training must have the same
 
   // One batch each.
   std::vector<float> gradient_;

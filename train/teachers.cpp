@@ -1,13 +1,23 @@
 #include "train/teachers.h"
 
+#include <algorithm>
+#include <cstdlib>
+
+#include "graph/data/sha256.h"
 #include "graph/network/description.h"
 #include "graph/network/tensor_file.h"
 
 namespace nibble {
 
+int held_out_by(const TensorFile& file) {
+  return std::atoi(file.entry("validation").c_str());
+}
+
 Teachers::Teachers(const std::vector<std::string>& files, int max_batch, Precision precision) {
   for (const std::string& name : files) {
     const TensorFile file = read_tensor_file(name);
+    sha256_ += (sha256_.empty() ? "" : " ") + sha256_of_file(name);
+    held_out_ = std::min(held_out_, held_out_by(file));
     const NetworkDescription network = stored_network(file);
     networks_.emplace_back(network, stored_parameters(network, file), max_batch, precision);
   }
