@@ -40,8 +40,8 @@ double stored_bytes(const Convolution& convolution, int bits) {
 }
 
 /// Bytes beside the blocks' weights and levels. `widest` has 8 bits everywhere and all texts of the file to
-/// come: with fewer bits no offset in the header is longer, only the shape of the levels, and the header is
-/// filled up to a multiple of 8.
+/// come: with fewer bits no offset in the header is longer (two a tensor, many of them a digit shorter), only
+/// the shape of the levels, and the header is filled up to a multiple of 8.
 double other_bytes(const QuantizedNetwork& widest) {
   constexpr double reserve = 20;
   double blocks = 0;

@@ -18,7 +18,7 @@ struct BlockWidth {
 
 struct WidthTable {
   std::vector<std::vector<BlockWidth>> blocks;  ///< widths 8, 4, 2
-  double other_bytes;                           ///< of everything else in the file, up to 20 too many
+  double other_bytes;                           ///< of everything else in the file, up to 100 too many
   double other_seconds;                         ///< of the first convolution, pooling and the linear layer
 };
 

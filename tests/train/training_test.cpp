@@ -315,7 +315,6 @@ TEST_F(Training, AnIntegerFileSaysWhatItAndItsSourcesHeldOut) {
   ASSERT_EQ(train(start), TrainingEnd::finished);
   Configuration how = quantized_from(start, "held_out");
   how.cfg_train.validation = 30;
-  how.cfg_train.distillation.teachers.clear();
   ASSERT_EQ(train(how), TrainingEnd::finished);
   EXPECT_EQ(export_trained(last(how)).parameters.provenance.at("held_out"), "20");
 }
