@@ -128,6 +128,7 @@ json parse_header(const std::filesystem::path& path, std::string_view text) {
   return header;
 }
 
+/// Type and shape; the bytes are those of `range`.
 StoredTensor parse_tensor(const std::filesystem::path& path, const std::string& name, const json& entry,
                           std::span<const std::byte> data, std::pair<std::size_t, std::size_t>& range) {
   StoredTensor tensor;
@@ -161,8 +162,6 @@ StoredTensor parse_tensor(const std::filesystem::path& path, const std::string& 
   } catch (const json::exception& error) {
     refuse(path, "the entry of tensor '" + name + "' is malformed (" + error.what() + ")");
   }
-  const auto bytes = data.subspan(range.first, range.second - range.first);
-  tensor.bytes.assign(bytes.begin(), bytes.end());
   return tensor;
 }
 
@@ -363,6 +362,12 @@ TensorFile read_tensor_file(const std::filesystem::path& path) {
   if (computed != stored->second)
     refuse(path, "the checksum is " + computed + ", expected " + stored->second);
   file.metadata.erase(stored);
+
+  // Only now: entries that all name the same bytes would have taken them as often as there are entries.
+  for (const auto& [begin, next, name] : ranges) {
+    const auto tensor = data.subspan(begin, next - begin);
+    file.tensors[name].bytes.assign(tensor.begin(), tensor.end());
+  }
   return file;
 }
 

@@ -123,6 +123,23 @@ TEST_F(TensorFileTest, RefusesAHeaderThatDoesNotFitItsBytes) {
   EXPECT_EQ(refusal(), "no error");
 }
 
+/// 256 entries of the same 8 MB.
+TEST_F(TensorFileTest, TakesNoMoreMemoryThanTheFileHas) {
+  std::string header = R"({"__metadata__":{"xxh64":"0000000000000000"})";
+  for (int i = 0; i < 256; ++i) {
+    header += ",\"" + std::to_string(i) + R"(":{"dtype":"U8","shape":[8000000],"data_offsets":[0,8000000]})";
+  }
+  write(header + "}", 8000000);
+  const auto megabytes = [] {
+    rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    return usage.ru_maxrss / 1024;
+  };
+  const long before = megabytes();
+  EXPECT_THAT(refusal(), HasSubstr("(a gap or an overlap)"));
+  EXPECT_LT(megabytes() - before, 500);
+}
+
 TEST_F(TensorFileTest, RefusesWhatIsNoFileOrTooLarge) {
   EXPECT_THAT(refusal(), HasSubstr("there is no such file"));
   std::filesystem::create_directory(path());
