@@ -4,6 +4,7 @@
 #include <array>
 #include <charconv>
 #include <cmath>
+#include <limits>
 #include <span>
 
 #include "graph/network/error.h"
@@ -148,10 +149,13 @@ void check_layer(const QuantizedLayer& layer, const LayerShape& shape) {
 }
 
 /// S and B are made from the scales; a ratio that overflows float32 would make infinities out of integers.
+/// Kernels that filter lines have 8 times the sums and an eighth of S, which must round nothing.
 void check_factors(const QuantizedLayer& layer, const LayerShape& shape, float input_scale,
                    float output_scale) {
+  constexpr float kSmallest = 8 * std::numeric_limits<float>::min();
   for (std::size_t c = 0; c < shape.output_channels; ++c) {
-    if (!std::isfinite(requantize_scale(input_scale, layer.weight_scale[c], output_scale)) ||
+    const float scale = requantize_scale(input_scale, layer.weight_scale[c], output_scale);
+    if (!std::isfinite(scale) || scale < kSmallest ||
         !std::isfinite(scale_ratio(layer.bias[c], output_scale))) {
       refuse("the scales of '" + shape.name + "', output channel " + std::to_string(c) +
              ", give a factor beyond float32, expected scales of like magnitude");

@@ -172,6 +172,7 @@ TEST_F(QuantizedFile, RefusesImpossibleScales) {
   EXPECT_THAT(message_after(set_scale(4, infinity)), HasSubstr("tensor 'scales' has NaN or infinity"));
   EXPECT_THAT(message_after(set_scale(45, -0.5F)), HasSubstr("'conv1', output channel 0, is -0.5"));
   EXPECT_THAT(message_after(set_scale(0, 1e-42F)), HasSubstr("beyond float32"));
+  EXPECT_THAT(message_after(set_scale(0, 3e38F)), HasSubstr("beyond float32"));  // S would be denormal
   EXPECT_THAT(message_after(set_scale(1, 0.5F), 8), HasSubstr("the input of block 0 is the stream itself"));
 }
 
