@@ -324,8 +324,13 @@ Report Measurement::finish() {
     }
     if (opened.model && options_.profile) {
       const int count = std::min(options_.batch, images_.count());
-      add_layers(opened.model->profile(pixels_of(images_, 0, count), count), opened, report.context.threads,
-                 peaks, result);
+      const std::vector<LayerTime> times = opened.model->profile(pixels_of(images_, 0, count), count);
+      if (times.empty()) {
+        std::cerr << "bench: " << result.name << " computes some of " << count
+                  << " images one at a time, which has no times of layers; choose a larger --batch"
+                  << std::endl;
+      }
+      add_layers(times, opened, report.context.threads, peaks, result);
     }
     const std::optional<double> peak = peaks.macs_per_second(opened.peak_probe);
     if (peak && result.images_per_second_without_loader) {

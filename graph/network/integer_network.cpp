@@ -47,20 +47,26 @@ InstructionSet IntegerNetwork::instruction_set() const {
 
 void IntegerNetwork::run(const std::uint8_t* pixels, std::int64_t count, float* logits) const {
   const std::lock_guard lock(*running_);
-  // Full rounds of tiles, one a thread; then whichever is shorter for the rest.
-  const std::int64_t round = std::int64_t{plan_.lanes} * threads_;
-  std::int64_t tiled = count / round * round;
-  const std::int64_t rest = count - tiled;
-  const double images_a_thread = static_cast<double>(rest) / threads_;  // the last ones are shared
-  if (images_a_thread * kSingleImageCost > plan_.lanes) tiled = count;
+  const std::int64_t tiled = images_in_tiles(count);
   run_tiles(pixels, tiled, logits);
   const std::int64_t image_bytes = std::int64_t{plan_.network.image_size} * plan_.network.image_size * 3;
   run_singly(pixels + tiled * image_bytes, count - tiled, logits + tiled * plan_.network.classes);
 }
 
+std::int64_t IntegerNetwork::images_in_tiles(std::int64_t count) const {
+  // Full rounds of tiles, one a thread; then whichever is shorter for the rest.
+  const std::int64_t round = std::int64_t{plan_.lanes} * threads_;
+  const std::int64_t tiled = count / round * round;
+  const double images_a_thread = static_cast<double>(count - tiled) / threads_;  // the last ones are shared
+  return images_a_thread * kSingleImageCost > plan_.lanes ? count : tiled;
+}
+
 std::vector<LayerTime> IntegerNetwork::profile(const std::uint8_t* pixels, std::int64_t count,
                                                int repetitions) const {
   const std::lock_guard lock(*running_);
+  if (images_in_tiles(count) < count) return {};
+  const std::int64_t tiles = (count + plan_.lanes - 1) / plan_.lanes;
+  const auto busy = static_cast<double>(std::min<std::int64_t>(threads_, tiles));
   std::vector<float> logits(static_cast<std::size_t>(count * plan_.network.classes));
   const auto images = static_cast<double>(count);
   std::vector<LayerTime> layers;
@@ -77,12 +83,12 @@ std::vector<LayerTime> IntegerNetwork::profile(const std::uint8_t* pixels, std::
     run_tiles(pixels, count, logits.data(), times);
     std::vector<double> seconds(layers.size());
     for (const TileTimes& thread : times) {
-      seconds.front() += thread.images / threads_;
+      seconds.front() += thread.images / busy;
       for (std::size_t i = 0; i < thread.convolutions.size(); ++i) {
-        seconds[i + 1] += thread.convolutions[i] / threads_;
+        seconds[i + 1] += thread.convolutions[i] / busy;
       }
-      seconds[seconds.size() - 2] += thread.shortcuts / threads_;
-      seconds.back() += thread.classes / threads_;
+      seconds[seconds.size() - 2] += thread.shortcuts / busy;
+      seconds.back() += thread.classes / busy;
     }
     for (std::size_t i = 0; i < layers.size(); ++i) {
       layers[i].seconds = repetition == 0 ? seconds[i] : std::min(layers[i].seconds, seconds[i]);

@@ -33,8 +33,12 @@ class IntegerNetwork {
   /// pixels: count x [row][column][colour]; logits: count x [class]. Calls from several threads take turns.
   void run(const std::uint8_t* pixels, std::int64_t count, float* logits) const;
 
+  /// How many of `count` images run() computes in tiles of plan().lanes; the others go one at a time.
+  std::int64_t images_in_tiles(std::int64_t count) const;
+
   /// Runs in tiles of images, `repetitions` times, with a clock around each layer; the fastest of each. A
-  /// layer's seconds are the threads' sum divided by their number.
+  /// layer's seconds are the sum over the threads that work, divided by their number. Empty where run() would
+  /// not compute all of `count` images in tiles: there is no clock in single images.
   std::vector<LayerTime> profile(const std::uint8_t* pixels, std::int64_t count, int repetitions = 5) const;
 
   const NetworkDescription& description() const { return plan_.network; }

@@ -37,6 +37,21 @@ QuantizedNetwork network_of(const Case& c) {
                         21);
 }
 
+/// A single image, then others in a tile that is not full, on one thread. Returns the images of both.
+int run_singly_and_in_a_tile(const QuantizedNetwork& quantized, InstructionSet limit,
+                             const std::vector<std::uint8_t>& pixels, std::vector<float>& logits) {
+  omp_set_num_threads(1);
+  const IntegerNetwork network(quantized, limit);
+  EXPECT_LE(network.instruction_set(), limit);
+  const int images = network.plan().lanes - 2;
+  EXPECT_EQ(network.images_in_tiles(1), 0);
+  EXPECT_EQ(network.images_in_tiles(images), images);
+  logits.resize(static_cast<std::size_t>(1 + images) * 10);
+  network.run(pixels.data(), 1, logits.data());
+  network.run(pixels.data() + 3072, images, logits.data() + 10);
+  return 1 + images;
+}
+
 class IntegerNetworkOf : public testing::TestWithParam<Case> {};
 
 INSTANTIATE_TEST_SUITE_P(Networks, IntegerNetworkOf,
@@ -55,7 +70,7 @@ TEST_P(IntegerNetworkOf, EqualsTheReferenceWithAnyBatchThreadsAndInstructionSet)
   std::vector<float> expected(kImages * 10);
   omp_set_num_threads(omp_get_num_procs());
   ReferenceNetwork(quantized).run(pixels.data(), kImages, expected.data());
-  for (const int threads : {1, 2, 3, 5}) {
+  for (const int threads : {1, 2, 3, 4, 5}) {
     omp_set_num_threads(threads);
     const IntegerNetwork network(quantized, effective_instruction_set());
     if (network.instruction_set() == InstructionSet::reference) {
@@ -79,27 +94,50 @@ TEST_P(IntegerNetworkOf, EqualsTheReferenceWithAnyBatchThreadsAndInstructionSet)
     }
   }
 
-  // The older CPUs' kernels, lanes and plans: a single image, and a tile that is not full.
-  constexpr int kSome = 34;
-  const std::vector<float> some(expected.begin(), expected.begin() + kSome * 10);
-  omp_set_num_threads(2);
+  // The older CPUs' kernels, lanes and plans.
   for (int set = static_cast<int>(InstructionSet::avx2); set < static_cast<int>(effective_instruction_set());
        ++set) {
-    const IntegerNetwork network(quantized, static_cast<InstructionSet>(set));
-    EXPECT_LE(static_cast<int>(network.instruction_set()), set);
-    std::vector<float> logits(kSome * 10);
-    network.run(pixels.data(), 1, logits.data());
-    network.run(pixels.data() + 3072, kSome - 1, logits.data() + 10);
-    EXPECT_EQ(logits, some) << "instruction set " << set;
+    std::vector<float> logits;
+    const int images = run_singly_and_in_a_tile(quantized, static_cast<InstructionSet>(set), pixels, logits);
+    EXPECT_EQ(logits, std::vector<float>(expected.begin(), expected.begin() + images * 10))
+        << "instruction set " << set;
+  }
+}
+
+/// One tile for each thread, the last one not full.
+TEST(IntegerNetwork, TilesOfEveryInstructionSetOnSeveralThreads) {
+  for (const int bits : {16, 8, 4, 2}) {
+    const QuantizedNetwork quantized = random_network(describe_network("he", 8, "B"), bits, bits, 61);
+    std::vector<std::uint8_t> pixels;
+    std::vector<float> expected;
+    for (int set = static_cast<int>(InstructionSet::avx2);
+         set <= static_cast<int>(effective_instruction_set()); ++set) {
+      for (const int threads : {2, 3, 4, 5}) {
+        omp_set_num_threads(threads);
+        const IntegerNetwork network(quantized, static_cast<InstructionSet>(set));
+        const int images = network.plan().lanes * threads - 3;
+        ASSERT_EQ(network.images_in_tiles(images), images);
+        if (expected.size() < static_cast<std::size_t>(images) * 10) {
+          pixels = random_pixels(network.plan().lanes * 5, 62);
+          expected.resize(static_cast<std::size_t>(network.plan().lanes) * 50);
+          omp_set_num_threads(omp_get_num_procs());
+          ReferenceNetwork(quantized).run(pixels.data(), network.plan().lanes * 5, expected.data());
+          omp_set_num_threads(threads);
+        }
+        std::vector<float> logits(static_cast<std::size_t>(images) * 10);
+        network.run(pixels.data(), images, logits.data());
+        EXPECT_TRUE(std::equal(logits.begin(), logits.end(), expected.begin()))
+            << bits << " bits, instruction set " << set << ", " << threads << " threads";
+      }
+    }
   }
 }
 
 /// Levels that some kernels' proofs refuse, in every second layer: layers of one network then are left to
 /// kernels of different instruction sets, which must agree on the formats of the maps between them.
 TEST(IntegerNetwork, KernelsOfOneNetworkAgreeWhateverItsLevels) {
-  constexpr int kImages = 35;
+  constexpr int kImages = 63;  // a single one, and a tile of 64 that is not full
   const std::vector<std::uint8_t> pixels = random_pixels(kImages, 52);
-  omp_set_num_threads(2);
   for (const int first : {0, 1}) {
     QuantizedNetwork quantized = random_network(describe_network("he", 8, "B"), 2, 2, 51);
     std::vector<QuantizedLayer>& layers = quantized.parameters.convolutions;
@@ -111,14 +149,15 @@ TEST(IntegerNetwork, KernelsOfOneNetworkAgreeWhateverItsLevels) {
       for (float& scale : layers[i].weight_scale) scale /= 10;
     }
     std::vector<float> expected(kImages * 10);
+    omp_set_num_threads(omp_get_num_procs());
     ReferenceNetwork(quantized).run(pixels.data(), kImages, expected.data());
     for (int set = static_cast<int>(InstructionSet::avx2);
          set <= static_cast<int>(effective_instruction_set()); ++set) {
-      const IntegerNetwork network(quantized, static_cast<InstructionSet>(set));
-      std::vector<float> logits(kImages * 10);
-      network.run(pixels.data(), 1, logits.data());
-      network.run(pixels.data() + 3072, kImages - 1, logits.data() + 10);
-      EXPECT_EQ(logits, expected) << "instruction set " << set << ", first " << first;
+      std::vector<float> logits;
+      const int images =
+          run_singly_and_in_a_tile(quantized, static_cast<InstructionSet>(set), pixels, logits);
+      EXPECT_EQ(logits, std::vector<float>(expected.begin(), expected.begin() + images * 10))
+          << "instruction set " << set << ", first " << first;
     }
   }
 }
@@ -127,26 +166,27 @@ TEST(IntegerNetwork, KernelsOfOneNetworkAgreeWhateverItsLevels) {
 TEST(IntegerNetwork, SeveralThreadsMayCallAndNothingIsAllocated) {
   omp_set_num_threads(2);
   const QuantizedNetwork quantized = random_network(describe_network("he", 8, "A"), 4, 4, 41);
-  constexpr int kImages = 40;
-  const std::vector<std::uint8_t> pixels = random_pixels(kImages, 42);
-  std::vector<float> expected(kImages * 10);
-  ReferenceNetwork(quantized).run(pixels.data(), kImages, expected.data());
   const IntegerNetwork network(quantized, effective_instruction_set());
-  std::vector<std::vector<float>> logits(3, std::vector<float>(kImages * 10));
+  const int images = 2 * network.plan().lanes + 1;  // a tile each, and a single image
+  EXPECT_EQ(network.images_in_tiles(images), images - 1);
+  const std::vector<std::uint8_t> pixels = random_pixels(images, 42);
+  std::vector<float> expected(static_cast<std::size_t>(images) * 10);
+  ReferenceNetwork(quantized).run(pixels.data(), images, expected.data());
+  std::vector<std::vector<float>> logits(3, std::vector<float>(expected.size()));
   std::vector<std::thread> callers;
   for (std::vector<float>& own : logits) {
     callers.emplace_back([&] {
       omp_set_num_threads(1);
-      for (int turn = 0; turn < 20; ++turn) network.run(pixels.data(), kImages, own.data());
+      for (int turn = 0; turn < 20; ++turn) network.run(pixels.data(), images, own.data());
     });
   }
   for (std::thread& caller : callers) caller.join();
   for (const std::vector<float>& own : logits) EXPECT_EQ(own, expected);
 
-  network.run(pixels.data(), kImages, logits[0].data());  // OpenMP's own threads have begun
+  network.run(pixels.data(), images, logits[0].data());  // OpenMP's own threads have begun
   network.run(pixels.data(), 1, logits[0].data());
   const long before = allocations;
-  network.run(pixels.data(), kImages, logits[0].data());
+  network.run(pixels.data(), images, logits[0].data());
   network.run(pixels.data(), 1, logits[0].data());
   EXPECT_EQ(allocations, before);
 }
@@ -192,13 +232,17 @@ TEST(IntegerNetwork, RunsLayersOfDifferentWidths) {
   take(4, four, 8, 4);
   take(7, eight, 4, 8);
   take(10, eight, 8, 8);
-  const std::vector<std::uint8_t> pixels = random_pixels(33, 34);
-  std::vector<float> expected(330);
-  ReferenceNetwork(mixed).run(pixels.data(), 33, expected.data());
-  const IntegerNetwork network(mixed, effective_instruction_set());
-  std::vector<float> logits(330);
-  network.run(pixels.data(), 33, logits.data());
-  EXPECT_EQ(logits, expected) << network.text();
+  constexpr int kImages = 63;
+  const std::vector<std::uint8_t> pixels = random_pixels(kImages, 34);
+  std::vector<float> expected(kImages * 10);
+  ReferenceNetwork(mixed).run(pixels.data(), kImages, expected.data());
+  for (int set = static_cast<int>(InstructionSet::avx2); set <= static_cast<int>(effective_instruction_set());
+       ++set) {
+    std::vector<float> logits;
+    const int images = run_singly_and_in_a_tile(mixed, static_cast<InstructionSet>(set), pixels, logits);
+    EXPECT_EQ(logits, std::vector<float>(expected.begin(), expected.begin() + images * 10))
+        << "instruction set " << set;
+  }
 }
 
 TEST(IntegerNetwork, StaysWithinItsMemory) {
