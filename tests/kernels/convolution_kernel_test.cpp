@@ -17,12 +17,20 @@ class EveryKernel : public testing::TestWithParam<ConvolutionKernel> {};
 INSTANTIATE_TEST_SUITE_P(Registry, EveryKernel, testing::ValuesIn(tested_kernels()),
                          [](const auto& row) { return std::string(row.param.name); });
 
-/// The convolutions of every network variant: channels in and out, kernel, stride, map.
+/// The convolutions of every network variant but the first: channels in and out, kernel, stride, map.
 constexpr ConvolutionShape kLayers[] = {
     {16, 16, 3, 1, 1, 32, 32}, {16, 32, 3, 2, 1, 32, 32}, {16, 32, 1, 2, 0, 32, 32},
     {32, 32, 3, 1, 1, 16, 16}, {32, 64, 3, 2, 1, 16, 16}, {32, 64, 1, 2, 0, 16, 16},
     {64, 64, 3, 1, 1, 8, 8},
 };
+/// The first one: pixels within their border in tiles, padded as a single image.
+constexpr ConvolutionShape kFirstInTiles{3, 16, 3, 1, 0, 34, 34};
+constexpr ConvolutionShape kFirstOfOne{3, 16, 3, 1, 1, 32, 32};
+
+/// Whether `kernel` may be a network's first: pixels are 8 bits, and so are its weights at least.
+bool reads_pixels(const ConvolutionKernel& kernel) {
+  return kernel.activation_bits == 8 && kernel.weight_bits >= 8;
+}
 
 TEST_P(EveryKernel, EqualsTheReferenceOnEveryLayer) {
   const ConvolutionKernel& kernel = GetParam();
@@ -34,10 +42,24 @@ TEST_P(EveryKernel, EqualsTheReferenceOnEveryLayer) {
         problem.lanes = static_cast<Lanes>(lanes);
         problem.lane_blocks = 1;
         problem.data = static_cast<Data>(data);
-        bool is_supported = false;
-        ASSERT_EQ(check_kernel(kernel, problem, &is_supported), "");
-        EXPECT_TRUE(is_supported) << problem.text();
+        problem.far_levels = false;
+        ASSERT_EQ(check_kernel(kernel, problem), "");
       }
+    }
+  }
+}
+
+TEST_P(EveryKernel, EqualsTheReferenceOnTheFirstLayer) {
+  const ConvolutionKernel& kernel = GetParam();
+  if (!reads_pixels(kernel)) return;
+  for (int lanes = 0; lanes < kLaneKinds; ++lanes) {
+    for (int data = 0; data < kDataKinds; ++data) {
+      KernelProblem problem = random_problem(kernel, 60 + static_cast<std::uint64_t>(data));
+      problem.lanes = static_cast<Lanes>(lanes);
+      problem.shape = problem.lanes == Lanes::images ? kFirstInTiles : kFirstOfOne;
+      problem.lane_blocks = 1;
+      problem.data = static_cast<Data>(data);
+      ASSERT_EQ(check_kernel(kernel, problem), "");
     }
   }
 }
@@ -49,6 +71,7 @@ TEST_P(EveryKernel, EqualsTheReferenceForEveryNumberOfChannels) {
       KernelProblem problem = random_problem(kernel, 1000 + static_cast<std::uint64_t>(channels));
       (of_input ? problem.shape.input_channels : problem.shape.output_channels) = channels;
       (of_input ? problem.shape.output_channels : problem.shape.input_channels) = 16;
+      problem.far_levels = false;
       ASSERT_EQ(check_kernel(kernel, problem), "");
     }
   }
@@ -64,6 +87,7 @@ TEST_P(EveryKernel, EqualsTheReferenceForEveryMapSize) {
       problem.shape.padding = problem.shape.kernel / 2;
       (of_height ? problem.shape.input_height : problem.shape.input_width) = size;
       if (problem.lanes != Lanes::images && size % 2 == 1) problem.shape.stride = 1;
+      problem.far_levels = false;
       ASSERT_EQ(check_kernel(kernel, problem), "");
     }
   }
@@ -174,6 +198,7 @@ TEST_P(NightlyGrid, EqualsTheReferenceForEveryShape) {
           shape = {inputs, outputs, kind % 2 == 0 ? 3 : 1, kind / 2 + 1, kind % 2 == 0 ? 1 : 0, size, size};
           if (problem.lanes != Lanes::images && shape.stride == 2)
             shape.input_height = shape.input_width = 2 * size;
+          problem.far_levels = false;
           ASSERT_EQ(check_kernel(kernel, problem), "");
         }
       }
@@ -181,15 +206,18 @@ TEST_P(NightlyGrid, EqualsTheReferenceForEveryShape) {
   }
 }
 
+/// Or, where the environment names none, any.
 TEST(OneProblem, IsTheOneNamedByTheEnvironment) {
+  const std::vector<ConvolutionKernel> kernels = tested_kernels();
+  KernelProblem any = random_problem(kernels.front(), 7);
+  any.far_levels = false;
   const char* text = std::getenv("NIBBLE_KERNEL_PROBLEM");
-  const KernelProblem problem =
-      parse_problem(text != nullptr ? text : "int8_reference 16 16 3 1 1 8 8 0 0 1 1 2 8 0 1 7");
-  for (const ConvolutionKernel& kernel : tested_kernels()) {
-    if (kernel.name == problem.kernel) {
-      EXPECT_EQ(check_kernel(kernel, problem), "");
-    }
-  }
+  const KernelProblem problem = parse_problem(text != nullptr ? text : any.text());
+  const auto kernel = std::find_if(kernels.begin(), kernels.end(), [&](const ConvolutionKernel& candidate) {
+    return candidate.name == problem.kernel;
+  });
+  ASSERT_NE(kernel, kernels.end()) << "this machine does not test " << problem.kernel;
+  EXPECT_EQ(check_kernel(*kernel, problem), "");
 }
 
 TEST(Registry, ChoosesTheReferenceUnderItsCap) {

@@ -1,8 +1,12 @@
 #include "tests/kernels/kernel_problem.h"
 
+#include <errno.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
+#include <memory>
 #include <random>
 #include <sstream>
 #include <stdexcept>
@@ -23,10 +27,10 @@ int uniform(Random& random, int lowest, int highest) {
   return std::uniform_int_distribution<int>(lowest, highest)(random);
 }
 
-Levels levels_for(Random& random, int weight_bits) {
+Levels levels_for(Random& random, int weight_bits, bool may_be_far) {
   if (weight_bits != 2) return {};
   if (uniform(random, 0, 1) == 0) return kDefaultLevels;
-  const bool far = uniform(random, 0, 7) == 0;  // apart: some kernels refuse some of these layers
+  const bool far = uniform(random, 0, 7) == 0 && may_be_far;
   const int small = uniform(random, 1, far ? 8 : 2);
   const int large = small + uniform(random, 1, far ? 34 : 3);
   return {static_cast<std::int16_t>(-large), static_cast<std::int16_t>(-small),
@@ -42,6 +46,7 @@ Values make_weights(Random& random, const KernelProblem& problem, int bits, cons
     switch (problem.data) {
       case Data::random:
       case Data::largest_sum:
+      case Data::far_outputs:
         value = bits == 2 ? levels[random() % 4] : uniform(random, -limit, limit);
         break;
       case Data::small:
@@ -81,7 +86,9 @@ Values make_activations(Random& random, const KernelProblem& problem, int bits, 
   Values values(map * static_cast<std::size_t>(images));
   for (std::size_t i = 0; i < values.size(); ++i) {
     int value = limit;
-    if (problem.data == Data::random || problem.data == Data::small) value = uniform(random, 0, limit);
+    const bool is_random =
+        problem.data == Data::random || problem.data == Data::small || problem.data == Data::far_outputs;
+    if (is_random) value = uniform(random, 0, limit);
     if (problem.data == Data::alternating) value = (i + i / map) % 2 == 0 ? limit : 0;
     if (problem.data == Data::largest_sum) {
       // Image n aims at output channel n / 2: the largest sum where n is even, the smallest where it is odd.
@@ -129,8 +136,8 @@ std::vector<float> make_scales(Random& random, std::span<const std::int16_t> wei
 }
 
 std::string describe(const KernelProblem& problem, const std::string& what) {
-  return what + "\n  repeat: NIBBLE_KERNEL_PROBLEM=\"" + problem.text() +
-         "\" kernels_test --gtest_filter='*OneProblem*'";
+  return what + "\n  repeat: NIBBLE_KERNEL_PROBLEM=\"" + problem.text() + "\" " +
+         program_invocation_short_name + " --gtest_filter='*OneProblem*'";
 }
 
 /// A random output stage, and the memory that it points to.
@@ -138,9 +145,17 @@ struct Stage {
   OutputStage values;
   std::vector<float> scale;
   std::vector<float> offset;
-  std::vector<std::uint8_t> byte_thresholds;
-  std::vector<std::int16_t> sum_thresholds;
   Values residual;  ///< of all images
+
+  // What `values` points to: nothing behind it may be read.
+  std::vector<std::unique_ptr<GuardedMemory>> guarded;
+  template <typename T>
+  const T* guard(const std::vector<T>& from) {
+    const std::size_t bytes = from.size() * sizeof(T);
+    guarded.push_back(std::make_unique<GuardedMemory>(bytes, GuardedMemory::Guard::behind));
+    std::memcpy(guarded.back()->data(), from.data(), bytes);
+    return reinterpret_cast<const T*>(guarded.back()->data());
+  }
 
   Stage(Random& random, const ConvolutionKernel& kernel, const KernelProblem& problem,
         const ConvolutionLayer& layer, int images);
@@ -163,14 +178,23 @@ Stage::Stage(Random& random, const ConvolutionKernel& kernel, const KernelProble
   for (std::size_t c = 0; c < static_cast<std::size_t>(shape.output_channels); ++c) {
     offset[c] =
         std::uniform_real_distribution<float>(-0.5F, 0.5F)(random) * static_cast<float>(values.range.highest);
+    // In some channels, so that they stand beside others in a block. Most sums become far less or far more
+    // than 32 bits hold.
+    if (problem.data == Data::far_outputs && random() % 2 == 0) {
+      constexpr float kScales[] = {0, 0x1p-100F, 1e5F, 1e8F, 1e22F};
+      constexpr float kOffsets[] = {0, 1e9F, -1e9F, 2147483648.0F, -3e9F, 1e20F};
+      scale[c] = kScales[random() % std::size(kScales)];
+      offset[c] = kOffsets[random() % std::size(kOffsets)];
+    }
   }
-  values.scale = scale.data();
-  values.offset = offset.data();
+  values.scale = guard(scale);
+  values.offset = guard(offset);
   values.format = pick(formats_beside(kernel, problem.output_bits));
   if (problem.residual != 0) {
     const int stream_bits = kernel.weight_bits == 16 ? 16 : 8;
     values.residual_signed = problem.residual == 2;
     values.residual_ratio = std::uniform_real_distribution<float>(0.3F, 1.5F)(random);
+    if (problem.data == Data::far_outputs && random() % 2 == 0) values.residual_ratio = 1e7F;
     values.residual_format = pick(formats_beside(kernel, stream_bits));
     const QuantizedRange range =
         values.residual_signed ? shortcut_range(stream_bits) : activation_range(stream_bits);
@@ -184,12 +208,11 @@ Stage::Stage(Random& random, const ConvolutionKernel& kernel, const KernelProble
     values.derived_ratio = std::uniform_real_distribution<float>(0.2F, 2.0F)(random) *
                            static_cast<float>(activation_limit(problem.derived_bits)) / 255.0F;
     values.derived_format = pick(formats_beside(kernel, problem.derived_bits));
-    byte_thresholds = make_byte_thresholds(values.derived_ratio, problem.derived_bits);
-    values.derived_thresholds = byte_thresholds.data();
+    values.derived_thresholds = guard(make_byte_thresholds(values.derived_ratio, problem.derived_bits));
   }
   if (problem.output_bits == 2 && problem.residual == 0 && random() % 4 != 0) {
-    sum_thresholds = make_sum_thresholds(layer, scale, offset, padded);
-    if (!sum_thresholds.empty()) values.thresholds = sum_thresholds.data();
+    const std::vector<std::int16_t> thresholds = make_sum_thresholds(layer, scale, offset, padded);
+    if (!thresholds.empty()) values.thresholds = guard(thresholds);
     values.padded_channels = padded;
   }
 }
@@ -345,7 +368,8 @@ std::string KernelProblem::text() const {
   out << kernel << ' ' << shape.input_channels << ' ' << shape.output_channels << ' ' << shape.kernel << ' '
       << shape.stride << ' ' << shape.padding << ' ' << shape.input_height << ' ' << shape.input_width << ' '
       << static_cast<int>(data) << ' ' << static_cast<int>(lanes) << ' ' << lane_blocks << ' ' << residual
-      << ' ' << derived_bits << ' ' << output_bits << ' ' << output_signed << ' ' << split << ' ' << seed;
+      << ' ' << derived_bits << ' ' << output_bits << ' ' << output_signed << ' ' << split << ' '
+      << far_levels << ' ' << seed;
   return out.str();
 }
 
@@ -357,7 +381,8 @@ KernelProblem parse_problem(const std::string& text) {
   in >> problem.kernel >> problem.shape.input_channels >> problem.shape.output_channels >>
       problem.shape.kernel >> problem.shape.stride >> problem.shape.padding >> problem.shape.input_height >>
       problem.shape.input_width >> data >> lanes >> problem.lane_blocks >> problem.residual >>
-      problem.derived_bits >> problem.output_bits >> problem.output_signed >> problem.split >> problem.seed;
+      problem.derived_bits >> problem.output_bits >> problem.output_signed >> problem.split >>
+      problem.far_levels >> problem.seed;
   if (!in) throw std::invalid_argument("not a problem: " + text);
   problem.data = static_cast<Data>(data);
   problem.lanes = static_cast<Lanes>(lanes);
@@ -411,12 +436,12 @@ void make_even(KernelProblem& problem) {
 std::string check_kernel(const ConvolutionKernel& kernel, const KernelProblem& problem, bool* supported) {
   Random random(problem.seed);
   const int images = problem.lanes == Lanes::images ? kernel.lanes * problem.lane_blocks : 1;
-  const Levels levels = levels_for(random, kernel.weight_bits);
+  const Levels levels = levels_for(random, kernel.weight_bits, problem.far_levels);
   const Values weights = make_weights(random, problem, kernel.weight_bits, levels);
   const ConvolutionLayer layer{problem.shape, kernel.weight_bits, kernel.activation_bits, levels, weights};
   const bool supports = kernel.supports(layer);
   if (supported != nullptr) *supported = supports;
-  if (!supports) return "";
+  if (!supports) return supported != nullptr ? "" : describe(problem, "the kernel refuses the layer");
   const PackedConvolution packed = kernel.pack(layer);
   const Values activations = make_activations(random, problem, kernel.activation_bits, images, weights);
   const Stage stage(random, kernel, problem, layer, images);

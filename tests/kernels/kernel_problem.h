@@ -16,10 +16,11 @@ enum class Data {
   minimum,      ///< smallest weights, largest activations
   alternating,  ///< weights change sign from channel to channel, activations between 0 and the largest
   largest_sum,  ///< activations largest where one channel's weights are positive, else 0
-  lines         ///< along lines of taps all patterns of signs, along rows or columns of six 0 and largest
+  lines,        ///< along lines of taps all patterns of signs, along rows or columns of six 0 and largest
                 ///< activations
+  far_outputs   ///< scales from 0 to 1e30, offsets and residuals that are far beyond the range
 };
-inline constexpr int kDataKinds = 7;
+inline constexpr int kDataKinds = 8;
 
 /// One comparison of a kernel with the scalar reference, as text: what NIBBLE_KERNEL_PROBLEM takes.
 struct KernelProblem {
@@ -33,6 +34,8 @@ struct KernelProblem {
   int output_bits = 8;   ///< 16, 8, 4 or 2; with output_signed: s8 or s16
   bool output_signed = false;
   int split = 0;  ///< channels and positions in how many calls more
+  bool far_levels =
+      true;  ///< 2-bit weights may have levels so far apart that some kernels refuse some layers
   std::uint64_t seed = 1;
 
   std::string text() const;
@@ -46,8 +49,9 @@ KernelProblem random_problem(const ConvolutionKernel& kernel, std::uint64_t seed
 /// Position lanes halve only even maps: makes the map of such a problem even.
 void make_even(KernelProblem& problem);
 
-/// Runs it in guarded memory. "" when every byte is what the scalar reference says, or when the kernel does
-/// not support the layer (*supported = false); else what differs, with the line that repeats it.
+/// Runs it in guarded memory. "" when every byte is what the scalar reference says; else what differs, or
+/// that the kernel does not support the layer, with the line that repeats it. With `supported` an unsupported
+/// layer gives "" and *supported = false.
 std::string check_kernel(const ConvolutionKernel& kernel, const KernelProblem& problem,
                          bool* supported = nullptr);
 
