@@ -610,13 +610,19 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
 }
 
 constexpr ConvolutionKernel row(std::string_view name, int weight_bits, int activation_bits) {
-  return {name,        InstructionSet::avx2,
-          weight_bits, activation_bits,
-          kLanes,      kOutputBlock,
-          kQuads8,     supports,
-          pack,        run,
-          kQuads8,     takes_whole_rows,
-          true};
+  return {name,
+          InstructionSet::avx2,
+          weight_bits,
+          activation_bits,
+          kLanes,
+          kOutputBlock,
+          kQuads8,
+          supports,
+          pack,
+          run,
+          kQuads8,
+          takes_whole_rows,
+          activation_bits < 8};  // products of 8 bits leave 16 no room for the lines' sums
 }
 
 constexpr std::array kRows = {
