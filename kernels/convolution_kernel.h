@@ -24,7 +24,8 @@ namespace nibble {
 //
 // Lanes are either the images of a tile, or consecutive positions of one image's flattened padded plane: the
 // kernel does not know which, strides and tap offsets say it all. Padding is a tap that is not in the list.
-// A new kernel is a new file (its packing, its loop, its rows) and one line in registry.cpp.
+// A new kernel is a new file: its packing, its loop, its rows, which kernels.h declares and registry.cpp
+// lists.
 
 /// Memory whose beginning is aligned to a cache line; what packing fills.
 template <typename T>
