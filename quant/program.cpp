@@ -308,6 +308,7 @@ int quant_program(const QuantOptions& options) {
     fmt::print(stderr, "quant: {} is of an older training and is ignored\n", chosen.ignored_best.string());
   }
   const TensorFile source = read_tensor_file(chosen.file);
+  const std::string source_sha256 = sha256_of_file(chosen.file);  // at once: a training may be writing it
   if (is_trained(source)) return export_program(options, configuration, source);
   if (!given) throw InputError("the width is not given; choose --bits 16, 8, 4 or 2, or a budget");
   QuantizationOptions quantization = *given;
@@ -323,7 +324,7 @@ int quant_program(const QuantOptions& options) {
              configuration.cfg_quant.calibration_images, chosen.file.string());
   CalibrationImages images = calibration_images(configuration, held_out(source));
   images.provenance["source"] = chosen.file.filename().string();
-  images.provenance["source_sha256"] = sha256_of_file(chosen.file);
+  images.provenance["source_sha256"] = source_sha256;
   const Dataset generated = generated_images(kSignatureImages);
   std::vector<float> logits(static_cast<std::size_t>(kSignatureImages * network.classes));
 

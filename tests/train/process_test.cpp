@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <spawn.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -177,6 +178,24 @@ TEST_F(TrainingProcess, FullFolderIsNamedAtTheStart) {
   EXPECT_NE(messages().find("no room for a checkpoint of"), std::string::npos) << messages();
   EXPECT_FALSE(fs::exists(last("a")));
   EXPECT_FALSE(fs::exists(folder_ / "a.safetensors.space.tmp"));
+}
+
+TEST_F(TrainingProcess, DiskThatBecomesFullLeavesTheLastState) {
+  ASSERT_EQ(run(command("straight")), 0) << messages();
+  std::string line = "trap '' XFSZ; exec";
+  for (const std::string& argument : command("full")) line += " '" + argument + "'";
+  const pid_t process = start({"/bin/sh", "-c", line});
+  ASSERT_NO_FATAL_FAILURE(wait_for_steps("full", 1, process));
+  const rlimit limit = {1 << 20, RLIM_INFINITY};
+  ASSERT_EQ(prlimit(process, RLIMIT_FSIZE, &limit, nullptr), 0);
+  EXPECT_EQ(wait_for(process), 1);
+  EXPECT_NE(messages().find(last("full").string()), std::string::npos) << messages();
+  EXPECT_NE(messages().find("File too large"), std::string::npos) << messages();
+  const int steps = steps_on_disk("full");
+  EXPECT_GE(steps, 1);
+  EXPECT_LT(steps, 24);
+  ASSERT_EQ(run(command("full")), 0) << messages();
+  expect_same_tensors("straight", "full");
 }
 
 TEST_F(TrainingProcess, TooFewImagesAreRefused) {
