@@ -6,6 +6,7 @@
 
 #include "graph/network/convolution_shape.h"
 #include "graph/network/error.h"
+#include "graph/onednn/primitives.h"
 #include "kernels/convolution_kernel.h"
 
 namespace nibble {
@@ -117,17 +118,21 @@ struct BareConvolutions::Implementation {
       // Behind a projection the residual is s8; read as u8 it takes the same time.
       operations.append_sum(int8 ? 0.75F : 1.0F, 0, int8 ? Type::u8 : Type::undef);
     }
-    if (layer.role != ConvolutionRole::projection) {
+    // What saturates to u8 needs no ReLU, as in Int8Network.
+    if (layer.role != ConvolutionRole::projection && !int8) {
       operations.append_eltwise(dnnl::algorithm::eltwise_relu, 0.0F, 0.0F);
     }
     attributes.set_post_ops(operations);
     if (int8) attributes.set_scales_mask(DNNL_ARG_WEIGHTS, 1);
 
     Layer made;
-    made.description = dnnl::convolution_forward::primitive_desc(
-        engine, dnnl::prop_kind::forward_inference, dnnl::algorithm::convolution_direct, source_md,
-        weights_md, bias_md, destination_md, {c.stride, c.stride}, {c.padding, c.padding},
-        {c.padding, c.padding}, attributes);
+    const auto describe = [&] {
+      return dnnl::convolution_forward::primitive_desc(
+          engine, dnnl::prop_kind::forward_inference, dnnl::algorithm::convolution_direct, source_md,
+          weights_md, bias_md, destination_md, {c.stride, c.stride}, {c.padding, c.padding},
+          {c.padding, c.padding}, attributes);
+    };
+    made.description = quickest(describe);
     made.primitive = dnnl::convolution_forward(made.description);
     fill(made, c, int8);
     made.source = &source;
