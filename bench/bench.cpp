@@ -164,20 +164,27 @@ void emit(const Report& report, const Figures& figures, const BenchOptions& opti
               options.output);
 }
 
+/// Whether training made the file's weights; the others were made after it, without labels.
+bool is_trained_here(const TensorFile& file) {
+  return file.entry("format") == kFloatFormat || file.entry("provenance.method").starts_with("trained");
+}
+
 /// Images that a network was trained on say nothing about its accuracy on new ones.
 void warn_of_training_images(const std::vector<RowRequest>& requests, int held_out) {
-  std::set<std::filesystem::path> files;  // a file has a row in FP32 and one in BF16
-  for (const RowRequest& request : requests) files.insert(request.file);
+  std::set<std::filesystem::path> files;  // many rows can come from one
+  for (const RowRequest& request : requests) {
+    const bool own = is_trained_here(read_tensor_file(request.file));
+    if (own || !request.reference.empty()) files.insert(own ? request.file : request.reference);
+  }
   for (const std::filesystem::path& path : files) {
     const TensorFile file = read_tensor_file(path);
-    // An integer file was made after training, without labels, or was trained itself and says so.
     const bool is_float = file.entry("format") == kFloatFormat;
-    if (!is_float && !file.entry("provenance.method").starts_with("trained")) continue;
     const std::string validation = file.entry(is_float ? "validation" : "provenance.held_out");
     if (validation.empty() || std::atoi(validation.c_str()) < held_out) {
       std::cerr << "bench: " << path.string() << " was trained on these images (it held out "
                 << (validation.empty() ? "an unknown number" : validation)
-                << "): its accuracy is not one of new images" << std::endl;
+                << "): neither its accuracy nor that of networks made from it is one of new images"
+                << std::endl;
     }
   }
 }
@@ -194,7 +201,8 @@ int run_measurement(const BenchOptions& options, const Configuration& configurat
   const std::vector<RowRequest> requests = requests_for(configuration, options);
   if (options.held_out > 0 && !options.worker) warn_of_training_images(requests, options.held_out);
   std::vector<ReportRow> peers;
-  if (!options.worker && options.models.empty() && options.held_out == 0) {
+  const bool all_rows = options.models.empty() && options.held_out == 0;
+  if (!options.worker && (all_rows || !options.peers.empty())) {
     peers =
         peer_rows(options.peers.empty() ? std::nullopt : std::optional<std::filesystem::path>(options.peers));
   }
@@ -233,27 +241,31 @@ void add_bench_options(CLI::App& app, BenchOptions& options) {
       ->capture_default_str();
   app.add_option("--cfg", options.configuration,
                  "Configuration: names the checkpoints, the data and the batch");
-  app.add_option("-o,--output", options.output, "Write the report to this file instead of standard output");
-  app.add_option("--models", options.models,
-                 "Only these rows: names in the table (int4), files in chkp/ (64_200_int4) or paths")
-      ->delimiter(',');
-  app.add_option(
-         "--batch", options.batch,
-         "Images at a time (default: the configuration's cfg_dataloader_test.batch_size); 1 also gives "
-         "the latency of an image")
+  CLI::Option* output = app.add_option("-o,--output", options.output,
+                                       "Write the report to this file instead of standard output");
+  CLI::Option* models =
+      app.add_option("--models", options.models,
+                     "Only these rows: names in the table (int4), files in chkp/ (64_200_int4) or paths")
+          ->delimiter(',');
+  app.add_option("--batch", options.batch,
+                 "Images at a time (default: the configuration's cfg_dataloader_test.batch_size)")
       ->check(CLI::Range(1, 10000));
-  app.add_option("--runs", options.runs, "Repetitions; the rows take turns")
-      ->check(CLI::Range(1, 1000))
-      ->capture_default_str();
-  app.add_option("--images", options.images, "Only the first N test images (default: all)")
-      ->check(CLI::Range(0, 10000));
-  app.add_option("--held-out", options.held_out,
-                 "Instead of the test images: the last N training images, which a training with "
-                 "cfg_train.validation N left out")
-      ->check(CLI::Range(1, 10000));
-  app.add_flag("--profile", options.profile, "Time, GMAC/s and share of each layer");
-  app.add_flag("--isa-sweep", options.isa_sweep, "Each instruction set of this CPU, in a process of its own");
-  app.add_option("--peers", options.peers, "Rows of other engines (default: bench/peers.json)");
+  CLI::Option* runs = app.add_option("--runs", options.runs, "Repetitions; the rows take turns")
+                          ->check(CLI::Range(1, 1000))
+                          ->capture_default_str();
+  CLI::Option* images =
+      app.add_option("--images", options.images, "Only the first N test images (default: all)")
+          ->check(CLI::Range(0, 10000));
+  CLI::Option* held_out =
+      app.add_option("--held-out", options.held_out,
+                     "Instead of the test images: the last N training images, which a training with "
+                     "cfg_train.validation N left out")
+          ->check(CLI::Range(1, 10000));
+  CLI::Option* profile = app.add_flag("--profile", options.profile, "Time, GMAC/s and share of each layer");
+  CLI::Option* isa_sweep = app.add_flag("--isa-sweep", options.isa_sweep,
+                                        "Each instruction set of this CPU, in a process of its own");
+  CLI::Option* peers =
+      app.add_option("--peers", options.peers, "Rows of other engines (default: bench/peers.json)");
   CLI::Option* compare = app.add_option("--compare", options.compare,
                                         "Compare time, accuracy and size with an earlier JSON report");
   app.add_option(
@@ -261,12 +273,19 @@ void add_bench_options(CLI::App& app, BenchOptions& options) {
          "With --compare: exit code 1 when a row is slower or larger by more than this, for example 3%, or "
          "significantly less accurate")
       ->needs(compare);
-  app.add_option("--verify", options.verify,
-                 "A checkpoint: check its bytes, bounds of sums, stored bits of each layer and signature; an "
-                 "earlier JSON "
-                 "report: check that this machine gives its accuracy, sizes and signatures");
-  app.add_option("--render", options.render,
-                 "An earlier JSON report in the form of --report; nothing is measured");
+  CLI::Option* verify = app.add_option(
+      "--verify", options.verify,
+      "A checkpoint: check its bytes, bounds of sums, stored bits of each layer and signature; an "
+      "earlier JSON "
+      "report: check that this machine gives its accuracy, sizes and signatures");
+  CLI::Option* render = app.add_option("--render", options.render,
+                                       "An earlier JSON report in the form of --report; nothing is measured");
+  // What measures nothing takes no options of a measurement.
+  for (CLI::Option* other : {models, runs, images, held_out, profile, isa_sweep, peers, compare}) {
+    verify->excludes(other);
+    render->excludes(other);
+  }
+  verify->excludes(render)->excludes(output);
   app.add_flag("--worker", options.worker)->group("");
   app.add_option("--first-logit", options.first_logit)->group("");
 }

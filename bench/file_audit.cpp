@@ -90,6 +90,29 @@ OpenedModel run_file(const RowKind& kind, const Dataset& images, const Dataset& 
   return opened;
 }
 
+/// "int4", "int2a8" in the file's name, where it has one.
+void check_name(bool mixed, FileAudit& audit) {
+  const std::string name = audit.file.filename().string();
+  std::smatch match;
+  static const std::regex kClaim("int(16|8|4|2)(a(16|8|4|2))?(?![0-9])");
+  if (!std::regex_search(name, match, kClaim)) return;
+  if (mixed) {
+    audit.objections.push_back(
+        fmt::format("the name says {} bits, the file's blocks have different widths", match[1].str()));
+    return;
+  }
+  const int weight_bits = std::stoi(match[1]);
+  if (weight_bits != audit.weight_bits) {
+    audit.objections.push_back(fmt::format("the name says {} bits, the file says weights of {} bits",
+                                           weight_bits, audit.weight_bits));
+  }
+  const int activation_bits = match[3].matched ? std::stoi(match[3]) : weight_bits;
+  if (activation_bits != audit.activation_bits) {
+    audit.objections.push_back(fmt::format("the name says activations of {} bits, the file says {}",
+                                           activation_bits, audit.activation_bits));
+  }
+}
+
 void audit_float(const TensorFile& tensors, const Dataset& images, const Dataset& generated,
                  FileAudit& audit) {
   const NetworkDescription network = stored_network(tensors);
@@ -103,6 +126,7 @@ void audit_float(const TensorFile& tensors, const Dataset& images, const Dataset
   audit.layers.push_back({"linear", 32, 32, std::int64_t{network.classes} * network.feature_channels,
                           bytes_of(tensors, "linear.weight"), 0, kLimit32, ""});
   run_file(row_kinds().front(), images, generated, audit);
+  check_name(false, audit);
 }
 
 void audit_unfused(const TensorFile& tensors, const Dataset& images, const Dataset& generated,
@@ -129,29 +153,7 @@ void audit_unfused(const TensorFile& tensors, const Dataset& images, const Datas
                                                            static_cast<std::size_t>(network.classes)),
                           kLimit32, ""});
   run_file(*find_kind(audit.format, 8, Runner::int8_unfused), images, generated, audit);
-}
-
-/// "int4", "int2a8" in the file's name, where it has one.
-void check_name(const QuantizedParameters& parameters, FileAudit& audit) {
-  const std::string name = audit.file.filename().string();
-  std::smatch match;
-  static const std::regex kClaim("int(16|8|4|2)(a(16|8|4|2))?(?![0-9])");
-  if (!std::regex_search(name, match, kClaim)) return;
-  if (parameters.provenance.contains(kMixedWidths)) {
-    audit.objections.push_back(
-        fmt::format("the name says {} bits, the file's blocks have different widths", match[1].str()));
-    return;
-  }
-  const int weight_bits = std::stoi(match[1]);
-  if (weight_bits != parameters.weight_bits) {
-    audit.objections.push_back(fmt::format("the name says {} bits, the file says weights of {} bits",
-                                           weight_bits, parameters.weight_bits));
-  }
-  const int activation_bits = match[3].matched ? std::stoi(match[3]) : weight_bits;
-  if (activation_bits != parameters.activation_bits) {
-    audit.objections.push_back(fmt::format("the name says activations of {} bits, the file says {}",
-                                           activation_bits, parameters.activation_bits));
-  }
+  check_name(false, audit);
 }
 
 /// The reference on a few images, and the other engine where there is one, bit for bit.
@@ -167,7 +169,8 @@ void check_engines(const QuantizedNetwork& quantized, const Dataset& generated, 
                                       equal ? "equal bit for bit" : "DIFFERENT"));
   if (!equal) audit.objections.emplace_back("the kernels and the scalar reference disagree on this file");
 
-  if (quantized.parameters.weight_bits != 8 || *audit.mac_fraction < 1) return;
+  const bool for_onednn = audit.weight_bits == 8 && audit.activation_bits == 8 && *audit.mac_fraction == 1;
+  if (!for_onednn) return;
   const RowKind& fused = *find_kind(audit.format, 8, Runner::int8_fused);
   const OpenedModel onednn = open_model(fused, audit.file, kBatch);
   if (!onednn.model) return;
@@ -217,7 +220,7 @@ void audit_integer(const TensorFile& tensors, const Dataset& images, const Datas
     const auto kernel = opened.kernels.find(layer.name);
     if (kernel != opened.kernels.end()) layer.kernel = kernel->second.name;
   }
-  check_name(parameters, audit);
+  check_name(mixed, audit);
   check_engines(quantized, generated, audit);
 
   if (!mixed && *audit.mac_fraction < kLeastNominalFraction) {

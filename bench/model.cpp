@@ -140,21 +140,27 @@ void open_unfused(const std::filesystem::path& file, int max_batch, OpenedModel&
 OpenedModel open_model(const RowKind& kind, const std::filesystem::path& file, int max_batch) {
   OpenedModel opened;
   opened.file_bytes = static_cast<std::int64_t>(std::filesystem::file_size(file));
-  switch (kind.runner) {
-    case Runner::fp32:
-      open_float(file, max_batch, Precision::fp32, opened);
-      break;
-    case Runner::bf16:
-      open_float(file, max_batch, Precision::bf16, opened);
-      break;
-    case Runner::int8_unfused:
-      open_unfused(file, max_batch, opened);
-      break;
-    case Runner::int8_fused:
-    case Runner::int8_saturating:
-    case Runner::integer:
-      open_quantized(kind, file, max_batch, opened);
-      break;
+  try {
+    switch (kind.runner) {
+      case Runner::fp32:
+        open_float(file, max_batch, Precision::fp32, opened);
+        break;
+      case Runner::bf16:
+        open_float(file, max_batch, Precision::bf16, opened);
+        break;
+      case Runner::int8_unfused:
+        open_unfused(file, max_batch, opened);
+        break;
+      case Runner::int8_fused:
+      case Runner::int8_saturating:
+      case Runner::integer:
+        open_quantized(kind, file, max_batch, opened);
+        break;
+    }
+  } catch (const InputError& error) {
+    const std::string text = error.what();
+    if (text.find(file.string()) != std::string::npos) throw;
+    throw InputError(file.string() + ": " + text);  // a network's refusal, which knows no file
   }
   return opened;
 }

@@ -5,6 +5,7 @@
 #include <iterator>
 #include <nlohmann/json.hpp>
 
+#include "graph/data/cifar10.h"
 #include "graph/network/error.h"
 
 namespace nibble {
@@ -112,9 +113,11 @@ bool is_of_replaced_system(const ReportRow& row) {
 }
 
 void insert_peers(Report& report, std::vector<ReportRow> peers) {
+  const DatasetReport& here = report.context.dataset;
   for (ReportRow& peer : peers) {
     if (!peer.measured || peer.measured->images == 0) continue;
-    if (peer.measured->images != report.context.dataset.images) peer = without_figures(peer);
+    const bool same_images = here.name == dataset_name(Split::test) && peer.measured->images == here.images;
+    if (!same_images) peer = without_figures(peer);
   }
   auto place = report.rows.begin();
   for (const ReportRow& peer : peers) {

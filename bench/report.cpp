@@ -237,7 +237,8 @@ std::string format_html(const Report& report);
 namespace {
 
 std::string format_json(const Report& report) {
-  return to_json(report).dump(2) + "\n";
+  // Names of files are any bytes.
+  return to_json(report).dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
 }
 
 struct Format {

@@ -54,7 +54,9 @@ std::string to_html(const Table& table) {
 /// JSON inside a script element: no "</script>", no "<!--".
 std::string data_text(const nlohmann::ordered_json& json) {
   std::string text;
-  for (const char c : json.dump()) text += c == '<' ? std::string("\\u003c") : std::string(1, c);
+  const auto any_bytes = nlohmann::json::error_handler_t::replace;
+  for (const char c : json.dump(-1, ' ', false, any_bytes))
+    text += c == '<' ? std::string("\\u003c") : std::string(1, c);
   return text;
 }
 

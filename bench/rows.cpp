@@ -58,6 +58,8 @@ std::optional<Candidate> inspect(const fs::path& file) {
     const RowKind& kind = row_kinds()[i];
     if (format != kind.format) continue;
     if (format == kIntegerFormat && bits != std::to_string(kind.weight_bits)) continue;
+    const bool on_onednn = kind.runner == Runner::int8_fused || kind.runner == Runner::int8_saturating;
+    if (on_onednn && tensors.entry("activation_bits") != "8") continue;
     candidate.kinds.push_back(i);
     suffix = kind.suffix;
   }

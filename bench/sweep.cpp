@@ -7,7 +7,7 @@
 
 #include "bench/child.h"
 #include "graph/network/error.h"
-#include "kernels/cpu.h"
+#include "graph/network/instruction_set.h"
 
 namespace nibble {
 namespace {
@@ -29,7 +29,7 @@ constexpr KnownStep kSteps[] = {
 std::vector<SweepStep> sweep_steps() {
   std::vector<SweepStep> steps;
   for (const KnownStep& known : kSteps) {
-    if (known.needed <= detected_instruction_set()) steps.push_back(known.step);
+    if (known.needed <= effective_instruction_set()) steps.push_back(known.step);
   }
   if (steps.empty()) steps.push_back({"reference", "SSE41"});
   return steps;

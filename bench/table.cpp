@@ -4,7 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
+#include <set>
 #include <string>
 
 #include "bench/file_audit.h"
@@ -158,19 +158,17 @@ std::vector<std::string> footer_lines(const Report& report) {
                               context.threads, context.threads == 1 ? "" : "s"));
   lines.push_back(fmt::format("Built from commit {} with oneDNN {}.", context.commit, context.onednn));
   if (!context.implementations.empty()) {
-    // "blocks.0.conv1 brgconv:avx512_core": layers of one implementation are counted, not listed.
-    std::map<std::string, int> layers;
-    for (const std::string& name : context.implementations) ++layers[name.substr(name.rfind(' ') + 1)];
-    std::string names;
-    for (const auto& [implementation, count] : layers) {
-      names += fmt::format("{}{} {}", names.empty() ? "" : ", ", count, implementation);
+    // "blocks.0.conv1 brgconv:avx512_core": the layers of all rows in one list, so they are not counted.
+    std::set<std::string> implementations;
+    for (const std::string& name : context.implementations) {
+      implementations.insert(name.substr(name.rfind(' ') + 1));
     }
-    lines.push_back(fmt::format("oneDNN's convolutions in all its rows: {}.", names));
+    lines.push_back(fmt::format("Convolutions of the rows on oneDNN: {}.", fmt::join(implementations, ", ")));
   }
   lines.push_back(
       "Latency: of one image alone, median and 99 % quantile. Of peak: multiply-accumulates a second without "
-      "the loader beside what the instructions that multiply reach in registers on all threads; 4 "
-      "bits may pass 100 %, as they need half or two thirds of the multiplications.");
+      "the loader beside what the instructions that multiply reach in registers on one thread, times the "
+      "threads; 4 bits may pass 100 %, as they need half or two thirds of the multiplications.");
   lines.push_back(fmt::format("Images: {}, {}{}.", text_or_missing(context.dataset.name),
                               context.dataset.images ? std::to_string(*context.dataset.images) : kMissing,
                               context.dataset.sha256.empty() ? "" : ", SHA-256 " + context.dataset.sha256));

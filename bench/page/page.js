@@ -61,7 +61,7 @@ const names = {
 
 // Accuracy against a cost: whatever is neither cheaper nor more accurate than another is off the front.
 function drawPareto(id, title, cost) {
-  const measured = rows.some((row) => row.top1 !== null);
+  const measured = rows.some((row) => !isPeer(row) && row.top1 !== null);
   const value = (row) => (measured ? row.top1 : row.agreement);
   const points = rows.filter((row) => value(row) !== null && cost(row) !== null)
     .map((row) => ({ x: cost(row), y: value(row) * 100, exact: value(row) * 100, name: label(row), peer: isPeer(row) }));

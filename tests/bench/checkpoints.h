@@ -31,6 +31,14 @@ inline void write_quantized_checkpoint(const std::filesystem::path& file, const 
   write_quantized(file, quantized);
 }
 
+/// Weights of 8 bits, activations of 4: for our own kernels only.
+inline void write_int8a4_checkpoint(const std::filesystem::path& file, const NetworkDescription& network) {
+  QuantizedNetwork quantized = synthetic_quantized(network, 8);
+  quantized.parameters.activation_bits = 4;
+  for (QuantizedBlock& block : quantized.parameters.blocks) block.input_bits = block.middle_bits = 4;
+  write_quantized(file, quantized);
+}
+
 inline void write_unfused_checkpoint(const std::filesystem::path& file, const NetworkDescription& network) {
   const QuantizedParameters values = synthetic_quantized(network, 8).parameters;
   UnfusedNetwork unfused{network, {}};

@@ -192,7 +192,7 @@ TEST(TableRows, BeginWithTheReplacedSystem) {
 
 TEST(TableRows, ShowNoFiguresOfOtherImages) {
   Report report;
-  report.context.dataset.images = 1000;
+  report.context.dataset = {"CIFAR-10 test", 1000, "ab"};
   ReportRow peer = row_named("OpenVINO int8", "openvino");
   peer.images_per_second = 5727.0;
   peer.measured = Provenance{"2026-11-23", "Some CPU", {}, "", 10000, 2};
@@ -201,7 +201,11 @@ TEST(TableRows, ShowNoFiguresOfOtherImages) {
   EXPECT_FALSE(report.rows.at(0).images_per_second);
   EXPECT_THAT(report.rows.at(0).note, HasSubstr("10000 images"));
   report.rows.clear();
-  report.context.dataset.images = 10000;
+  report.context.dataset = {"generated", 10000, ""};
+  insert_peers(report, {peer});
+  EXPECT_FALSE(report.rows.at(0).images_per_second);
+  report.rows.clear();
+  report.context.dataset = {"CIFAR-10 test", 10000, "ab"};
   insert_peers(report, {peer});
   EXPECT_EQ(report.rows.at(0).images_per_second, 5727.0);
 }

@@ -63,6 +63,41 @@ TEST(Verify, ComparesAtLeastOneRow) {
   EXPECT_THROW(verify(base, other), InputError);
 }
 
+TEST(Verify, DemandsTheSameKindOfNetworkInAFile) {
+  Report base = report_of({1});
+  base.rows.push_back(base.rows[0]);
+  base.rows[1].name = "int4";
+  base.rows[1].file = "chkp/64_200_int4.safetensors";
+  Report other = base;
+  EXPECT_FALSE(verify(base, other).failed);
+  other.rows[1].name = "int8 (64_200_int4)";
+  EXPECT_TRUE(verify(base, other).failed);
+  // What the machine decides: oneDNN with saturating sums, and oneDNN beside our kernels.
+  other.rows[1].name = "int4";
+  other.rows[1].engine = "onednn+nibble";
+  EXPECT_FALSE(verify(base, other).failed);
+  other.rows.pop_back();
+  base.rows[1].note = "sums of two products saturate";
+  EXPECT_FALSE(verify(base, other).failed);
+}
+
+TEST(Verify, DoesNotCallASizeAlone) {
+  Report base = report_of({1});
+  base.rows.push_back(base.rows[0]);
+  base.rows[1].name = "FP32";
+  base.rows[1].weight_bits = 32;
+  base.rows[1].engine = "onednn";
+  Report other = base;
+  other.context.dataset = {"generated", 10000, ""};
+  other.rows[1].signature_generated = "12";
+  const Comparison comparison = verify(base, other);
+  EXPECT_FALSE(comparison.failed);
+  EXPECT_THAT(comparison.lines[0], testing::HasSubstr("as stated"));
+  EXPECT_THAT(comparison.lines[1], testing::HasSubstr("of the stated size; no more could be compared"));
+  base.rows.erase(base.rows.begin());
+  EXPECT_THROW(verify(base, other), InputError);
+}
+
 TEST(Verify, HoldsAcrossInstructionSetsForOurOwnKernels) {
   const Report base = report_of({1});
   Report other = base;

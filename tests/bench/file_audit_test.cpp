@@ -78,6 +78,18 @@ TEST(FileAudit, CatchesAFileWithTheWrongName) {
   write_quantized_checkpoint(folder / "p_int2a8.safetensors", small_network(), 2);
   EXPECT_THAT(audit_file(folder / "p_int2a8.safetensors", {}).objections,
               Contains(HasSubstr("activations of 8 bits")));
+  write_float_checkpoint(folder / "q_int2.safetensors", small_network());
+  EXPECT_THAT(audit_file(folder / "q_int2.safetensors", {}).objections,
+              Contains(HasSubstr("the name says 2 bits, the file says weights of 32 bits")));
+  write_unfused_checkpoint(folder / "q_int4.safetensors", small_network());
+  EXPECT_THAT(audit_file(folder / "q_int4.safetensors", {}).objections,
+              Contains(HasSubstr("the name says 4 bits, the file says weights of 8 bits")));
+}
+
+TEST(FileAudit, AsksOnednnOnlyWhereItRunsTheFile) {
+  const TemporaryFolder folder;
+  write_int8a4_checkpoint(folder / "p_int8a4.safetensors", small_network());
+  EXPECT_THAT(audit_file(folder / "p_int8a4.safetensors", {}).objections, IsEmpty());
 }
 
 TEST(FileAudit, BlocksMayDifferWhereTheFileSaysSo) {

@@ -150,7 +150,10 @@ TEST_F(BenchProgram, OneImageAtATimeGivesTheLatency) {
 
 TEST_F(BenchProgram, ProfilesLayers) {
   const double expected = static_cast<double>(describe_network("he", 8, "B").multiply_accumulates());
-  for (const Json& row : bench_json("--profile").at("rows")) {
+  // On two threads, full tiles of every kernel: images that go singly have no times of layers.
+  const Outcome outcome = bench("--threads 2 --images 256 --batch 256 --runs 1 --profile --report json");
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  for (const Json& row : Json::parse(outcome.out).at("rows")) {
     if (row.at("layers").is_null()) {
       EXPECT_TRUE(row.at("isa").is_null()) << row;  // a peer's, or BF16 without BF16
       continue;
@@ -162,8 +165,32 @@ TEST_F(BenchProgram, ProfilesLayers) {
       macs += layer.at("multiply_accumulates").get<double>();
     }
     EXPECT_NEAR(share, 1, 1e-9) << row.at("name");
-    EXPECT_NEAR(macs / 32 / expected, 1, 2e-5) << row.at("name");  // whether or not the linear layer counts
+    EXPECT_NEAR(macs / 256 / expected, 1, 2e-5) << row.at("name");  // whether or not the linear layer counts
   }
+}
+
+TEST_F(BenchProgram, SaysWhereThereAreNoTimesOfLayers) {
+  const Outcome outcome =
+      bench("--threads 2 --images 8 --batch 1 --runs 1 --profile --models int2 --report json");
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_TRUE(Json::parse(outcome.out).at("rows").at(0).at("layers").is_null());
+  EXPECT_THAT(outcome.err, HasSubstr("int2 computes some of 1 images one at a time"));
+}
+
+TEST_F(BenchProgram, WarnsOfImagesThatTheSourceWasTrainedOn) {
+  if (std::getenv("CIFAR10_ROOT") == nullptr) GTEST_SKIP() << "CIFAR10_ROOT is not set";
+  const Outcome outcome = run(NIBBLE_BENCH, "--cfg p.json --held-out 70 --runs 1 --models int8", "env");
+  EXPECT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_THAT(outcome.err, HasSubstr("p.safetensors was trained on these images (it held out 0)"));
+}
+
+TEST_F(BenchProgram, MeasuresWhatOnednnCannotRun) {
+  const std::filesystem::path file = *folder_ / "chkp/p_int8a4.safetensors";
+  write_int8a4_checkpoint(file, describe_network("he", 8, "B"));
+  const Outcome outcome = bench("--images 32 --batch 32 --runs 1 --report json");
+  std::filesystem::remove(file);
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_THAT(outcome.out, HasSubstr("\"int8a4\""));
 }
 
 TEST_F(BenchProgram, SweepsInstructionSets) {
@@ -178,6 +205,8 @@ TEST_F(BenchProgram, SweepsInstructionSets) {
   std::vector<std::string> expected;
   for (const SweepStep& step : sweep_steps()) expected.emplace_back(step.nibble_max_isa);
   EXPECT_EQ(sets, expected);
+  const EnvironmentVariable cap("NIBBLE_MAX_ISA", "avx2");
+  EXPECT_LE(sweep_steps().size(), 1U);
 }
 
 TEST_F(BenchProgram, ObeysTheCap) {
@@ -257,6 +286,12 @@ TEST_F(BenchProgram, RefusesWrongInputInOneSentence) {
       {"--compare missing.json", "missing.json"},
       {"--verify missing.json", "missing.json"},
       {"--compare p.json --fail-above much", "much"},
+      {"--render p.json --compare p.json", "--compare"},
+      {"--render p.json --models int2", "--models"},
+      {"--verify p.json --compare p.json", "--compare"},
+      {"--verify p.json --output report.json", "--output"},
+      {"--verify p.json --images 10", "--images"},
+      {"--models int2 --peers missing.json", "missing.json"},
   };
   for (const WrongInput& wrong : cases) {
     const Outcome outcome = bench(wrong.arguments);

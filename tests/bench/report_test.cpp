@@ -189,6 +189,13 @@ TEST(CsvReport, HasEveryKeyOfARowButTheLongOnes) {
   }
 }
 
+TEST(JsonReport, TakesNamesOfFilesThatAreNotUtf8) {
+  Report report = sample_report();
+  report.rows[0].file = "caf\xe9.safetensors";
+  EXPECT_THAT(format_report(report, "json"), HasSubstr("caf\xef\xbf\xbd.safetensors"));
+  EXPECT_THAT(format_report(report, "html"), HasSubstr("caf\xef\xbf\xbd.safetensors"));
+}
+
 TEST(HtmlReport, StandsAloneAndEscapes) {
   Report report = sample_report();
   report.rows[0].name = "a<b>&\"c\"";

@@ -57,6 +57,11 @@ TEST_F(RowsTest, ComeInTheOrderOfTheTable) {
   for (const RowRequest& row : selection_.rows) EXPECT_EQ(row.reference, folder_ / "p.safetensors");
 }
 
+TEST_F(RowsTest, OnlyEightBitActivationsRunOnOnednn) {
+  write_int8a4_checkpoint(folder_ / "p_int8a4.safetensors", network_);
+  EXPECT_THAT(names(), ElementsAre("int8a4"));
+}
+
 TEST_F(RowsTest, OwnFilesStandBeforeOthers) {
   write_float("another");
   write_bits("another_int4", 4);
