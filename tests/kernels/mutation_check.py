@@ -6,7 +6,9 @@ usage: mutation_check.py CHECKOUT BUILD
 Every row names a file, a text that occurs in it exactly once, and what replaces it. A mutation that no test
 notices is a hole in the tests.
 """
+import concurrent.futures
 import json
+import os
 import pathlib
 import re
 import shlex
@@ -105,41 +107,57 @@ def compile_copy(row, source, include, output):
     subprocess.run(words, cwd=row["directory"], check=True)
 
 
-def main():
-    checkout, build = (pathlib.Path(p).resolve() for p in sys.argv[1:3])
-    rows = compile_commands(build)
-    kernels = {pathlib.Path(row["file"]): row for row in rows if "/nibble_kernels.dir/" in str(object_of(row))}
-    tests = [row for row in rows if "/kernels_test.dir/" in str(object_of(row))]
-    sanitizers = [w for w in tests[0]["words"] if w.startswith("-fsanitize")]
-    headers = {source: included(source, checkout) for source in kernels}
-    survivors = []
-    for file, old, new in MUTATIONS:
-        text = (checkout / file).read_text()
-        if text.count(old) != 1:
-            sys.exit(f"{file}: '{old}' occurs {text.count(old)} times, expected once; change the mutation")
+class Checker:
+    def __init__(self, checkout, build):
+        self.checkout, self.build = checkout, build
+        rows = compile_commands(build)
+        self.kernels = {pathlib.Path(row["file"]): row for row in rows
+                        if "/nibble_kernels.dir/" in str(object_of(row))}
+        self.tests = [row for row in rows if "/kernels_test.dir/" in str(object_of(row))]
+        self.sanitizers = [w for w in self.tests[0]["words"] if w.startswith("-fsanitize")]
+        self.headers = {source: included(source, checkout) for source in self.kernels}
+
+    def users(self, file):
+        changed = self.checkout / file
+        return [source for source in self.kernels if source == changed or changed in self.headers[source]]
+
+    def refuse_wrong_rows(self):
+        for file, old, _ in MUTATIONS:
+            count = (self.checkout / file).read_text().count(old)
+            if count != 1:
+                sys.exit(f"{file}: '{old}' occurs {count} times, expected once; change the mutation")
+            if not self.users(file):
+                sys.exit(f"{file}: no file of kernels/ includes it; change the mutation")
+
+    def survives(self, mutation):
+        file, old, new = mutation
         if feature := missing_feature(file):
             print(f"skipped, no {feature} here: {file}: {old} -> {new}", flush=True)
-            continue
-        users = [source for source in kernels if source == checkout / file or checkout / file in headers[source]]
-        if not users:
-            sys.exit(f"{file}: no file of kernels/ includes it; change the mutation")
+            return False
         with tempfile.TemporaryDirectory() as folder:
             copy = pathlib.Path(folder) / file
             copy.parent.mkdir(parents=True)
-            copy.write_text(text.replace(old, new))
+            copy.write_text((self.checkout / file).read_text().replace(old, new))
             objects = []
-            for source in users:
+            for source in self.users(file):
                 objects.append(pathlib.Path(folder) / f"{source.name}.o")
-                compile_copy(kernels[source], copy if source == checkout / file else source, folder, objects[-1])
+                compile_copy(self.kernels[source], copy if source == self.checkout / file else source, folder,
+                             objects[-1])
             program = pathlib.Path(folder) / "mutant"
-            subprocess.run(["c++", "-o", program, *sanitizers, *(object_of(row) for row in tests), *objects,
-                            build / "kernels/libnibble_kernels.a", "-lgmock_main", "-lgmock", "-lgtest", "-lpthread"],
-                           check=True)
+            subprocess.run(["c++", "-o", program, *self.sanitizers, *(object_of(row) for row in self.tests), *objects,
+                            self.build / "kernels/libnibble_kernels.a", "-lgmock_main", "-lgmock", "-lgtest",
+                            "-lpthread"], check=True)
             result = subprocess.run([program, "--gtest_brief=1", "--gtest_fail_fast", "--gtest_filter=-*Nightly*"],
                                     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
-            print(f"{'noticed ' if result.returncode else 'SURVIVED'} {file}: {old} -> {new}", flush=True)
-            if result.returncode == 0:
-                survivors.append(file)
+        print(f"{'noticed ' if result.returncode else 'SURVIVED'} {file}: {old} -> {new}", flush=True)
+        return result.returncode == 0
+
+
+def main():
+    checker = Checker(*(pathlib.Path(p).resolve() for p in sys.argv[1:3]))
+    checker.refuse_wrong_rows()
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        survivors = sum(pool.map(checker.survives, MUTATIONS))
     sys.exit(1 if survivors else 0)
 
 
