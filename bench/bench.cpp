@@ -273,11 +273,11 @@ void add_bench_options(CLI::App& app, BenchOptions& options) {
          "With --compare: exit code 1 when a row is slower or larger by more than this, for example 3%, or "
          "significantly less accurate")
       ->needs(compare);
-  CLI::Option* verify = app.add_option(
-      "--verify", options.verify,
-      "A checkpoint: check its bytes, bounds of sums, stored bits of each layer and signature; an "
-      "earlier JSON "
-      "report: check that this machine gives its accuracy, sizes and signatures");
+  CLI::Option* verify =
+      app.add_option("--verify", options.verify,
+                     "A checkpoint: check its bytes, bounds of sums, stored bits of each layer and "
+                     "signature; an earlier JSON "
+                     "report: check that this machine gives its accuracy, sizes and signatures");
   CLI::Option* render = app.add_option("--render", options.render,
                                        "An earlier JSON report in the form of --report; nothing is measured");
   // What measures nothing takes no options of a measurement.

@@ -18,7 +18,7 @@ enum class Data {
   largest_sum,  ///< activations largest where one channel's weights are positive, else 0
   lines,        ///< along lines of taps all patterns of signs, along rows or columns of six 0 and largest
                 ///< activations
-  far_outputs   ///< scales from 0 to 1e30, offsets and residuals that are far beyond the range
+  far_outputs   ///< scales from 0 to 1e22, offsets and residuals that are far beyond the range
 };
 inline constexpr int kDataKinds = 8;
 
