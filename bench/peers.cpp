@@ -45,7 +45,7 @@ ReportRow without_figures(const ReportRow& peer) {
   row.weight_bits = peer.weight_bits;
   row.activation_bits = peer.activation_bits;
   row.fused = peer.fused;
-  row.note = "was measured on " + std::to_string(peer.measured->images) + " images, not on these";
+  row.note = "was measured on " + std::to_string(peer.measured->images) + " test images, not on these";
   return row;
 }
 

@@ -199,7 +199,7 @@ TEST(TableRows, ShowNoFiguresOfOtherImages) {
   insert_peers(report, {peer});
   EXPECT_FALSE(report.rows.at(0).top1);
   EXPECT_FALSE(report.rows.at(0).images_per_second);
-  EXPECT_THAT(report.rows.at(0).note, HasSubstr("10000 images"));
+  EXPECT_THAT(report.rows.at(0).note, HasSubstr("10000 test images"));
   report.rows.clear();
   report.context.dataset = {"generated", 10000, ""};
   insert_peers(report, {peer});
