@@ -39,7 +39,9 @@ Levels levels_for(Random& random, int weight_bits, bool may_be_far) {
 
 Values make_weights(Random& random, const KernelProblem& problem, int bits, const Levels& levels) {
   const int limit = bits == 2 ? levels[3] : weight_limit(bits);
-  const int small = bits == 2 ? levels[2] : std::max(1, limit / (uniform(random, 0, 1) == 0 ? 16 : 3));
+  // Of 8 bits a 15th is 8: U of four outputs of twice fit s8 still, but pairs of products pass 16 bits.
+  const int small = bits == 2 ? levels[2] : std::max(1, limit / (uniform(random, 0, 1) == 0 ? 15 : 3));
+  const int of_lines = uniform(random, 0, 1) == 0 ? limit : small;
   Values weights(problem.shape.filter_size() * static_cast<std::size_t>(problem.shape.output_channels));
   for (std::size_t i = 0; i < weights.size(); ++i) {
     int value = 0;
@@ -67,7 +69,7 @@ Values make_weights(Random& random, const KernelProblem& problem, int bits, cons
             i / static_cast<std::size_t>(problem.shape.input_channels) % (kernel * kernel);
         const std::size_t pattern = i / problem.shape.filter_size();
         const std::size_t place = pattern / 8 % 2 == 0 ? tap % kernel : tap / kernel;
-        value = (pattern >> place) % 2 == 0 ? limit : -limit;
+        value = (pattern >> place) % 2 == 0 ? of_lines : -of_lines;
         break;
       }
     }
