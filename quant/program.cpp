@@ -308,8 +308,8 @@ int quant_program(const QuantOptions& options) {
     fmt::print(stderr, "quant: {} is of an older training and is ignored\n", chosen.ignored_best.string());
   }
   const TensorFile source = read_tensor_file(chosen.file);
-  const std::string source_sha256 = sha256_of_file(chosen.file);  // at once: a training may be writing it
   if (is_trained(source)) return export_program(options, configuration, source);
+  const std::string source_sha256 = sha256_of_file(chosen.file);  // at once: a training may be writing it
   if (!given) throw InputError("the width is not given; choose --bits 16, 8, 4 or 2, or a budget");
   QuantizationOptions quantization = *given;
   const bool fuse = configuration.cfg_quant.fuse;

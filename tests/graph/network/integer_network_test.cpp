@@ -37,19 +37,25 @@ QuantizedNetwork network_of(const Case& c) {
                         21);
 }
 
-/// A single image, then others in a tile that is not full, on one thread. Returns the images of both.
-int run_singly_and_in_a_tile(const QuantizedNetwork& quantized, InstructionSet limit,
-                             const std::vector<std::uint8_t>& pixels, std::vector<float>& logits) {
+/// With every instruction set that may be used, on one thread: a single image, then others in a tile that is
+/// not full. `pixels` and `expected` are of 63 images or more.
+void expect_equal_singly_and_in_a_tile(const QuantizedNetwork& quantized,
+                                       const std::vector<std::uint8_t>& pixels,
+                                       const std::vector<float>& expected) {
   omp_set_num_threads(1);
-  const IntegerNetwork network(quantized, limit);
-  EXPECT_LE(network.instruction_set(), limit);
-  const int images = network.plan().lanes - 2;
-  EXPECT_EQ(network.images_in_tiles(1), 0);
-  EXPECT_EQ(network.images_in_tiles(images), images);
-  logits.resize(static_cast<std::size_t>(1 + images) * 10);
-  network.run(pixels.data(), 1, logits.data());
-  network.run(pixels.data() + 3072, images, logits.data() + 10);
-  return 1 + images;
+  for (int set = static_cast<int>(InstructionSet::avx2); set <= static_cast<int>(effective_instruction_set());
+       ++set) {
+    const IntegerNetwork network(quantized, static_cast<InstructionSet>(set));
+    EXPECT_LE(static_cast<int>(network.instruction_set()), set);
+    const int images = network.plan().lanes - 2;
+    EXPECT_EQ(network.images_in_tiles(1), 0);
+    EXPECT_EQ(network.images_in_tiles(images), images);
+    std::vector<float> logits(static_cast<std::size_t>(1 + images) * 10);
+    network.run(pixels.data(), 1, logits.data());
+    network.run(pixels.data() + 3072, images, logits.data() + 10);
+    EXPECT_EQ(logits, std::vector<float>(expected.begin(), expected.begin() + (1 + images) * 10))
+        << "instruction set " << set << ": " << network.text();
+  }
 }
 
 class IntegerNetworkOf : public testing::TestWithParam<Case> {};
@@ -94,14 +100,8 @@ TEST_P(IntegerNetworkOf, EqualsTheReferenceWithAnyBatchThreadsAndInstructionSet)
     }
   }
 
-  // The older CPUs' kernels, lanes and plans.
-  for (int set = static_cast<int>(InstructionSet::avx2); set < static_cast<int>(effective_instruction_set());
-       ++set) {
-    std::vector<float> logits;
-    const int images = run_singly_and_in_a_tile(quantized, static_cast<InstructionSet>(set), pixels, logits);
-    EXPECT_EQ(logits, std::vector<float>(expected.begin(), expected.begin() + images * 10))
-        << "instruction set " << set;
-  }
+  // The older CPUs' kernels, lanes and plans too.
+  expect_equal_singly_and_in_a_tile(quantized, pixels, expected);
 }
 
 /// One tile for each thread, the last one not full.
@@ -151,14 +151,8 @@ TEST(IntegerNetwork, KernelsOfOneNetworkAgreeWhateverItsLevels) {
     std::vector<float> expected(kImages * 10);
     omp_set_num_threads(omp_get_num_procs());
     ReferenceNetwork(quantized).run(pixels.data(), kImages, expected.data());
-    for (int set = static_cast<int>(InstructionSet::avx2);
-         set <= static_cast<int>(effective_instruction_set()); ++set) {
-      std::vector<float> logits;
-      const int images =
-          run_singly_and_in_a_tile(quantized, static_cast<InstructionSet>(set), pixels, logits);
-      EXPECT_EQ(logits, std::vector<float>(expected.begin(), expected.begin() + images * 10))
-          << "instruction set " << set << ", first " << first;
-    }
+    SCOPED_TRACE(first);
+    expect_equal_singly_and_in_a_tile(quantized, pixels, expected);
   }
 }
 
@@ -236,13 +230,7 @@ TEST(IntegerNetwork, RunsLayersOfDifferentWidths) {
   const std::vector<std::uint8_t> pixels = random_pixels(kImages, 34);
   std::vector<float> expected(kImages * 10);
   ReferenceNetwork(mixed).run(pixels.data(), kImages, expected.data());
-  for (int set = static_cast<int>(InstructionSet::avx2); set <= static_cast<int>(effective_instruction_set());
-       ++set) {
-    std::vector<float> logits;
-    const int images = run_singly_and_in_a_tile(mixed, static_cast<InstructionSet>(set), pixels, logits);
-    EXPECT_EQ(logits, std::vector<float>(expected.begin(), expected.begin() + images * 10))
-        << "instruction set " << set;
-  }
+  expect_equal_singly_and_in_a_tile(mixed, pixels, expected);
 }
 
 TEST(IntegerNetwork, StaysWithinItsMemory) {
