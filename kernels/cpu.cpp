@@ -35,7 +35,8 @@ InstructionSet detected_instruction_set(InstructionSet limit) {
                     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512vnni");
   if (!vnni) return std::min(limit, InstructionSet::avx2);
-  if (!__builtin_cpu_supports("avx512vbmi")) return std::min(limit, InstructionSet::avx512_vnni);
+  const bool vbmi = __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("bmi2");
+  if (!vbmi) return std::min(limit, InstructionSet::avx512_vnni);
   return limit == InstructionSet::avx512_amx && !has_amx() ? InstructionSet::avx512_vbmi : limit;
 }
 

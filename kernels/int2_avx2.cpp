@@ -72,7 +72,7 @@ void accumulate_block(std::index_sequence<P...>, const std::uint8_t* input, std:
   __m256i* store = partial.sums;
   for (const Run& run : steps) {
     const std::uint8_t* places = weights + kPair * run.weights;
-    const std::ptrdiff_t* step = run.first;
+    const std::int32_t* step = run.first;
     __m256i sums0[kCount];
     __m256i sums1[kCount];
     __m256i table0 = load_table(tables + places[0]);

@@ -7,15 +7,16 @@
 // their proof and their widening are int2_avx2.cpp's, with entries of up to 27 for +-1, +-3.
 //
 // Blocks of 2 positions x 4 output channels: 8 sums of the run, 16 widened ones and 4 tables of the 32
-// registers; 6 vector loads for 8 look-ups leave the look-ups the bound. Sums become outputs before they
-// leave their registers. A 2-bit output is how many of three thresholds a sum exceeds: sums start from minus
-// the second threshold, so that they may be saturated to bytes before they are compared with 0 and with the
-// other two, wherever these are less than 128 away.
+// registers; 6 vector loads for 8 look-ups leave the look-ups the bound where a cycle has one. Sums become
+// outputs before they leave their registers. A 2-bit output is how many of three thresholds a sum exceeds:
+// sums start from minus the second threshold, so that they may be saturated to bytes before they are compared
+// with 0 and with the other two, wherever these are less than 128 away.
 //
 //   weights:  [64 tables][64], then [block of 4 output channels][tap][group of 3 input channels][4] numbers
 //   program:  run length, then [tap][output channel, padded] sums of the tables' minima
 
 #include <array>
+#include <bit>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -89,14 +90,36 @@ struct Block {
   int channel;  ///< first of the four
 };
 
-/// The tables' numbers of four output channels, the first one lowest. Opaque, or the compiler would load each
-/// number by itself.
-inline std::uint32_t four_numbers(const std::uint8_t* numbers) {
-  std::uint32_t four = 0;
-  std::memcpy(&four, numbers, sizeof four);
-  asm("" : "+r"(four));
-  return four;
+/// All of these bytes by one load, the first one lowest. Opaque, or the compiler would load each by itself.
+template <typename Word>
+inline __attribute__((always_inline)) Word loaded_at_once(const void* from) {
+  Word word = 0;
+  std::memcpy(&word, from, sizeof word);
+  asm("" : "+r"(word));
+  return word;
 }
+
+/// The tables of a step's four output channels.
+struct FourTables {
+  __m512i of0;
+  __m512i of1;
+  __m512i of2;
+  __m512i of3;
+
+  /// The numbers' bytes begin at bit `first` of a word; its other bits are anything.
+  __attribute__((always_inline)) FourTables(const std::uint8_t* tables, std::uint64_t word, int first)
+      : of0(at(tables, word, first)),
+        of1(at(tables, word, first + 8)),
+        of2(at(tables, word, first + 16)),
+        of3(at(tables, word, first + 24)) {}
+
+ private:
+  /// One rotation to another register (rorx) and one mask make a number a place.
+  static __attribute__((always_inline)) __m512i at(const std::uint8_t* tables, std::uint64_t word, int bit) {
+    static_assert(kTableBytes == 64);
+    return loaded_once(_mm512_load_si512(tables + (std::rotr(word, bit - 6) & (kTables - 1) * kTableBytes)));
+  }
+};
 
 /// Adds up a block and gives the sums of each channel k to finish(k, words, odd), [position], modulo 2^16: of
 /// all runs as words, which are even lanes + 256 * odd lanes, and of their upper bytes, the odd lanes.
@@ -108,11 +131,6 @@ inline __attribute__((always_inline)) void accumulate(std::index_sequence<P...>,
                                                 static_cast<std::ptrdiff_t>(P) * block.stride...};
   const std::uint8_t* const tables = block.tables;
   const std::uint8_t* const weights = block.weights;
-  // Four numbers by one load: the loads of two positions are nearly as many as the look-ups can hide.
-  const auto table_at = [&](std::uint32_t numbers, int k) __attribute__((always_inline)) {
-    const std::uint32_t number = numbers >> (8 * k) & 0xFFU;
-    return loaded_once(_mm512_load_si512(tables + std::ptrdiff_t{number} * kTableBytes));
-  };
   const auto words_of = [&](int k) { return everywhere(block.channels->start_words[block.in_chunk + k]); };
   const auto odd_of = [&](int k) { return everywhere(block.channels->start[block.in_chunk + k]); };
   __m512i words0[kCount] = {((void)P, words_of(0))...};
@@ -125,30 +143,26 @@ inline __attribute__((always_inline)) void accumulate(std::index_sequence<P...>,
   __m512i odd3[kCount] = {((void)P, odd_of(3))...};
   for (const Run& run : *block.steps) {
     const std::uint8_t* numbers = weights + kBlockChannels * run.weights;
-    const std::ptrdiff_t* step = run.first;
+    const std::int32_t* step = run.first;
     __m512i sums0[kCount];
     __m512i sums1[kCount];
     __m512i sums2[kCount];
     __m512i sums3[kCount];
-    std::uint32_t four = four_numbers(numbers);
-    __m512i table0 = table_at(four, 0);
-    __m512i table1 = table_at(four, 1);
-    __m512i table2 = table_at(four, 2);
-    __m512i table3 = table_at(four, 3);
-    const auto begin = [&](std::size_t p) __attribute__((always_inline)) {
+    const auto begin = [&](std::size_t p, const FourTables& four) __attribute__((always_inline)) {
       const __m512i index = load(position[p] + *step);
-      sums0[p] = _mm512_permutexvar_epi8(index, table0);
-      sums1[p] = _mm512_permutexvar_epi8(index, table1);
-      sums2[p] = _mm512_permutexvar_epi8(index, table2);
-      sums3[p] = _mm512_permutexvar_epi8(index, table3);
+      sums0[p] = _mm512_permutexvar_epi8(index, four.of0);
+      sums1[p] = _mm512_permutexvar_epi8(index, four.of1);
+      sums2[p] = _mm512_permutexvar_epi8(index, four.of2);
+      sums3[p] = _mm512_permutexvar_epi8(index, four.of3);
     };
-    const auto add = [&](std::size_t p) __attribute__((always_inline)) {
-      __m512i index = load(position[p] + *step);
+    const auto add = [&](std::size_t p, const FourTables& four, std::ptrdiff_t offset)
+        __attribute__((always_inline)) {
+      __m512i index = load(position[p] + offset);
       wait_for_pins(index);
-      __m512i products0 = _mm512_permutexvar_epi8(index, table0);
-      __m512i products1 = _mm512_permutexvar_epi8(index, table1);
-      __m512i products2 = _mm512_permutexvar_epi8(index, table2);
-      __m512i products3 = _mm512_permutexvar_epi8(index, table3);
+      __m512i products0 = _mm512_permutexvar_epi8(index, four.of0);
+      __m512i products1 = _mm512_permutexvar_epi8(index, four.of1);
+      __m512i products2 = _mm512_permutexvar_epi8(index, four.of2);
+      __m512i products3 = _mm512_permutexvar_epi8(index, four.of3);
       wait_for_pins(products0, products1, products2, products3);
       sums0[p] = _mm512_add_epi8(sums0[p], products0);
       sums1[p] = _mm512_add_epi8(sums1[p], products1);
@@ -156,15 +170,27 @@ inline __attribute__((always_inline)) void accumulate(std::index_sequence<P...>,
       sums3[p] = _mm512_add_epi8(sums3[p], products3);
       pin(sums0[p], sums1[p], sums2[p], sums3[p]);
     };
-    (begin(P), ...);
-    while (++step != run.last) {
+    const auto add_step = [&](std::uint64_t word, int first_bit, std::ptrdiff_t offset)
+        __attribute__((always_inline)) {
+      const FourTables four(tables, word, first_bit);
+      (add(P, four, offset), ...);
+    };
+    const FourTables first(tables, loaded_at_once<std::uint32_t>(numbers), 0);
+    (begin(P, first), ...);
+    ++step;
+    numbers += kBlockChannels;
+    if (((run.last - step) & 1) != 0) {
+      add_step(loaded_at_once<std::uint32_t>(numbers), 0, *step);
+      ++step;
       numbers += kBlockChannels;
-      four = four_numbers(numbers);
-      table0 = table_at(four, 0);
-      table1 = table_at(four, 1);
-      table2 = table_at(four, 2);
-      table3 = table_at(four, 3);
-      (add(P), ...);
+    }
+    // Two steps a turn, their offsets by one load and their eight numbers by another: loads and the
+    // instructions between look-ups are what bounds CPUs with two look-ups a cycle.
+    for (; step != run.last; step += 2, numbers += 2 * kBlockChannels) {
+      const auto offsets = loaded_at_once<std::int64_t>(step);
+      const auto eight = loaded_at_once<std::uint64_t>(numbers);
+      add_step(eight, 0, static_cast<std::int32_t>(offsets));
+      add_step(eight, 32, static_cast<std::ptrdiff_t>(offsets >> 32));
     }
     const auto widen = [&](std::size_t p) __attribute__((always_inline)) {
       words0[p] = _mm512_add_epi16(words0[p], sums0[p]);
@@ -216,7 +242,7 @@ inline __attribute__((always_inline)) LoneSums accumulate_two(std::index_sequenc
       return _mm512_permutexvar_epi8(index, _mm512_load_si512(tables + offset));
     };
     next_numbers();
-    const std::ptrdiff_t* step = run.first;
+    const std::int32_t* step = run.first;
     const __m512i first = load(input + *step);
     __m512i sums[] = {look_up(K, first)...};
     while (++step != run.last) {

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "kernels/convolution_kernel.h"
@@ -21,8 +22,8 @@ inline constexpr int kMaximumRuns = 96;
 
 /// Steps whose partial sums stay in narrow lanes; their weights are contiguous.
 struct Run {
-  const std::ptrdiff_t* first;  ///< bytes from the output position's input address to each step's activations
-  const std::ptrdiff_t* last;
+  const std::int32_t* first;  ///< bytes from the output position's input address to each step's activations
+  const std::int32_t* last;
   std::ptrdiff_t weights;  ///< canonical number of the first step: tap * groups + group
 };
 
@@ -31,14 +32,16 @@ struct Run {
 class Steps {
  public:
   Steps(const ConvolutionCall& call, int groups, int run_length) {
-    std::ptrdiff_t* next = offsets_;
+    std::int32_t* next = offsets_;
     const Tap* const last_tap = call.taps.data() + call.taps.size();
     for (const Tap* tap = call.taps.data(); tap != last_tap;) {
-      const std::ptrdiff_t* begin = next;
+      const std::int32_t* begin = next;
       std::ptrdiff_t weights = std::ptrdiff_t{tap->index} * groups;
       int index = tap->index;
       do {
-        for (int g = 0; g < groups; ++g) *next++ = tap->offset + g * call.input.group_stride;
+        for (int g = 0; g < groups; ++g) {
+          *next++ = static_cast<std::int32_t>(tap->offset + g * call.input.group_stride);
+        }
         ++tap;
         ++index;
       } while (tap != last_tap && tap->index == index);
@@ -65,7 +68,7 @@ class Steps {
 
   /// One run of `count` steps whose activations lie `bytes` apart.
   Steps(int count, std::ptrdiff_t bytes) : count_(1) {
-    for (int i = 0; i < count; ++i) offsets_[i] = i * bytes;
+    for (int i = 0; i < count; ++i) offsets_[i] = static_cast<std::int32_t>(i * bytes);
     runs_[0] = {offsets_, offsets_ + count, 0};
   }
 
@@ -74,7 +77,7 @@ class Steps {
   const Run* end() const { return runs_ + count_; }
 
  private:
-  std::ptrdiff_t offsets_[kMaximumSteps];
+  std::int32_t offsets_[kMaximumSteps];
   Run runs_[kMaximumSteps];
   int count_ = 0;
 };
@@ -98,10 +101,14 @@ inline ConvolutionCall part_of(const ConvolutionCall& call, int first, int posit
 }
 
 /// Whether any tap list of this layer fits into Steps: at worst every kernel row is a stretch of its own.
+/// Offsets stay within a layer's input, which has up to a cache line for each position and group and, as
+/// planes of a single image, up to four phases in three copies.
 inline bool steps_fit(const ConvolutionShape& shape, int groups, int run_length,
                       int most_runs = kMaximumRuns) {
   const int row = shape.kernel * groups;
-  return run_length > 0 && shape.kernel * row <= kMaximumSteps &&
+  const double largest_offset = 12.0 * 64 * shape.input_height * shape.input_width * groups;
+  return run_length > 0 && largest_offset <= std::numeric_limits<std::int32_t>::max() &&
+         shape.kernel * row <= kMaximumSteps &&
          shape.kernel * ((row + run_length - 1) / run_length) + 1 <= most_runs;
 }
 
