@@ -67,6 +67,7 @@ struct Method {
 };
 
 QuantizedParameters quantize_nearest(const QuantizationTask& task);
+QuantizedParameters quantize_equalize(const QuantizationTask& task);
 QuantizedParameters quantize_adaround(const QuantizationTask& task);
 QuantizedParameters quantize_brecq(const QuantizationTask& task);
 QuantizedParameters quantize_blocks(const QuantizationTask& task);
@@ -79,6 +80,10 @@ const char* automatic_method(int bits, int activation_bits, bool pair_safe);
 
 /// Throws InputError that lists the names.
 const Method& find_method(const std::string& name);
+
+/// Widths, and activation scales by the options' observer; the layers are left empty.
+QuantizedParameters make_frame(const NetworkDescription& network, const Calibration& calibration,
+                               const QuantizationOptions& options);
 
 /// The rule that the weights of convolution `index` keep to; `index` == number of convolutions: linear layer.
 WeightRule weight_rule(const QuantizationTask& task, std::size_t index);

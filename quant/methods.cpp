@@ -2,15 +2,17 @@
 
 #include "graph/network/error.h"
 #include "graph/network/float_parameters.h"
+#include "quant/equalization.h"
 #include "quant/method.h"
+#include "quant/observer.h"
 
 namespace nibble {
 namespace {
 
 constexpr Method kMethods[] = {
-    {"nearest", false, false, quantize_nearest}, {"adaround", true, false, quantize_adaround},
-    {"brecq", true, true, quantize_brecq},       {"blocks", true, true, quantize_blocks},
-    {"distill", true, true, quantize_distill},
+    {"nearest", false, false, quantize_nearest},  {kEqualizeMethod, false, false, quantize_equalize},
+    {"adaround", true, false, quantize_adaround}, {"brecq", true, true, quantize_brecq},
+    {"blocks", true, true, quantize_blocks},      {"distill", true, true, quantize_distill},
 };
 
 /// The block that convolution `index`, which is not the first, belongs to.
@@ -47,6 +49,17 @@ int weight_bits_of(const QuantizationOptions& options, std::size_t block) {
 
 int activation_bits_of(const QuantizationOptions& options, std::size_t block) {
   return options.block_bits.empty() ? options.activation_bits : options.block_bits[block];
+}
+
+QuantizedParameters make_frame(const NetworkDescription& network, const Calibration& calibration,
+                               const QuantizationOptions& options) {
+  QuantizedParameters frame;
+  frame.weight_bits = options.bits;
+  frame.activation_bits = options.activation_bits;
+  choose_activation_scales(
+      network, calibration, find_observer(options.observer),
+      [&](std::size_t block) { return activation_bits_of(options, block); }, frame);
+  return frame;
 }
 
 WeightRule weight_rule(const QuantizationTask& task, std::size_t index) {

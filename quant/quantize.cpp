@@ -10,24 +10,12 @@
 #include "graph/network/error.h"
 #include "graph/network/fold.h"
 #include "kernels/requantize.h"
+#include "quant/equalization.h"
 #include "quant/float_pass.h"
-#include "quant/observer.h"
 #include "quant/simulation.h"
 
 namespace nibble {
 namespace {
-
-/// Widths and activation scales; the layers are left empty.
-QuantizedParameters make_frame(const NetworkDescription& network, const Calibration& calibration,
-                               const QuantizationOptions& options) {
-  QuantizedParameters frame;
-  frame.weight_bits = options.bits;
-  frame.activation_bits = options.activation_bits;
-  choose_activation_scales(
-      network, calibration, find_observer(options.observer),
-      [&](std::size_t block) { return activation_bits_of(options, block); }, frame);
-  return frame;
-}
 
 const char* name_of(Correction correction) {
   switch (correction) {
@@ -168,7 +156,14 @@ Quality measure_quality(const FloatParameters& parameters, const QuantizedNetwor
   const auto image_values =
       static_cast<std::size_t>(network.image_channels * network.image_size * network.image_size);
   constexpr std::size_t chunk = 50;
-  FloatPass pass(network, fold_batch_normalization(network, parameters), chunk);
+  FoldedParameters folded = fold_batch_normalization(network, parameters);
+  // Its middle tensors have other scales, channel by channel.
+  const auto& provenance = quantized.parameters.provenance;
+  const auto method = provenance.find("method");
+  if (method != provenance.end() && method->second == kEqualizeMethod) {
+    folded = equalized(network, std::move(folded));
+  }
+  FloatPass pass(network, folded, chunk);
   Simulation simulation(network, chunk);
 
   const std::size_t convolutions = network.convolutions.size();

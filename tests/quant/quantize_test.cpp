@@ -8,6 +8,7 @@
 #include "graph/network/reference_network.h"
 #include "graph/onednn/int8_unfused_network.h"
 #include "kernels/requantize.h"
+#include "quant/equalization.h"
 #include "quant/float_pass.h"
 #include "quant/quantize_unfused.h"
 #include "quant/simulation.h"
@@ -98,6 +99,58 @@ TEST(Quantize, CorrectionChangesScalesAndBiasesButNoInteger) {
     EXPECT_NE(plain.parameters.convolutions[i].bias, corrected.parameters.convolutions[i].bias);
   }
   EXPECT_GT(logits_sqnr(t, corrected), logits_sqnr(t, plain) + 3);
+}
+
+TEST(Equalized, BothRangesOfAChannelAreTheSameAndTheNetworkComputesWhatItDid) {
+  const Trained t = trained("he", 20, "B", 4);
+  FoldedParameters folded = fold_batch_normalization(t.network, t.parameters);
+  const Block& block = t.network.blocks[3];
+  const auto conv1 = static_cast<std::size_t>(block.conv1);
+  const auto conv2 = static_cast<std::size_t>(block.conv2);
+  const std::size_t channels = folded.convolutions[conv1].bias.size();
+  const std::size_t taps = folded.convolutions[conv1].weight.size() / channels;
+  std::fill_n(folded.convolutions[conv1].weight.begin(), taps, 0.0F);  // channel 0
+  const FoldedParameters result = equalized(t.network, folded);
+  for (std::size_t i = 0; i < channels; ++i) {
+    float range1 = 0;
+    float range2 = 0;
+    for (std::size_t k = 0; k < taps; ++k) {
+      range1 = std::max(range1, std::abs(result.convolutions[conv1].weight[i * taps + k]));
+    }
+    for (std::size_t k = i; k < result.convolutions[conv2].weight.size(); k += channels) {
+      range2 = std::max(range2, std::abs(result.convolutions[conv2].weight[k]));
+      if (i == 0) {
+        EXPECT_EQ(result.convolutions[conv2].weight[k], folded.convolutions[conv2].weight[k]);
+      }
+    }
+    if (i != 0) {
+      EXPECT_NEAR(range1, range2, 1e-6F * range1);
+    }
+  }
+  const auto ignore = [](const FloatTap&) {};
+  const std::vector<float> before = FloatPass(t.network, folded).run(t.pixels, ignore);
+  const std::vector<float> after = FloatPass(t.network, result).run(t.pixels, ignore);
+  float largest = 0;
+  for (const float logit : before) largest = std::max(largest, std::abs(logit));
+  for (std::size_t i = 0; i < before.size(); ++i) EXPECT_NEAR(after[i], before[i], 1e-4F * largest);
+}
+
+/// Its middle tensors have other scales than the FP32 network's, which must not count as an error.
+TEST(Quantize, AnEqualizedNetworksLayersAreComparedWithTheEqualizedNetwork) {
+  const Trained t = trained("he", 20, "A", 8);
+  QuantizationOptions options = default_options(8, 8);
+  options.method = "equalize";
+  const QuantizedNetwork quantized = quantize(t.network, t.parameters, t.pixels, options);
+  for (const LayerQuality& layer : measure_quality(t.parameters, quantized, t.pixels).layers) {
+    EXPECT_GT(layer.sqnr, 20) << layer.name;
+  }
+  options.method = "nearest";
+  const QuantizedNetwork plain = quantize(t.network, t.parameters, t.pixels, options);
+  // conv1's channels have a scale each, so only that changes; conv2's columns share one.
+  const auto conv1 = static_cast<std::size_t>(t.network.blocks[0].conv1);
+  const auto conv2 = static_cast<std::size_t>(t.network.blocks[0].conv2);
+  EXPECT_EQ(plain.parameters.convolutions[conv1].weights, quantized.parameters.convolutions[conv1].weights);
+  EXPECT_NE(plain.parameters.convolutions[conv2].weights, quantized.parameters.convolutions[conv2].weights);
 }
 
 /// After the correction the integer network's sums have the FP32 network's mean and variance.
@@ -206,7 +259,7 @@ TEST(Quantize, OptionsThatDoNotGoTogetherAreRefused) {
   options = default_options(4, 4);
   options.method = "magic";
   EXPECT_EQ(refusal(options),
-            "there is no rounding method 'magic'; choose one of nearest, adaround, brecq, blocks, "
+            "there is no rounding method 'magic'; choose one of nearest, equalize, adaround, brecq, blocks, "
             "distill");
   options = default_options(16, 16);
   options.method = "distill";
