@@ -11,6 +11,7 @@
 #include "graph/network/tensor_file.h"
 #include "kernels/requantize.h"
 #include "quant/calibration.h"
+#include "quant/equalization.h"
 #include "quant/quantize.h"
 
 namespace nibble {
@@ -137,6 +138,12 @@ Clip clip_of(const QuantizedNetwork& quantized, int convolution) {
   return {1, 1};
 }
 
+/// Whether the convolution's output stays within a block.
+bool is_middle(const NetworkDescription& network, int convolution) {
+  return std::any_of(network.blocks.begin(), network.blocks.end(),
+                     [&](const Block& block) { return block.conv1 == convolution; });
+}
+
 Json activation_histogram(const ValueHistogram& values, const std::vector<QuantizedFile>& files,
                           int convolution) {
   const double width = std::max(double{values.largest()}, 1e-6) / kActivationBins;
@@ -148,6 +155,8 @@ Json activation_histogram(const ValueHistogram& values, const std::vector<Quanti
   }
   Json clips = Json::array();
   for (const QuantizedFile& file : files) {
+    // The histogram is of other values than those which an equalized network clips.
+    if (is_equalized(file.quantized.parameters) && is_middle(file.quantized.network, convolution)) continue;
     const Clip clip = clip_of(file.quantized, convolution);
     clips.push_back({{"name", file.name}, {"scale", clip.scale}, {"levels", clip.levels}});
   }
@@ -157,8 +166,12 @@ Json activation_histogram(const ValueHistogram& values, const std::vector<Quanti
 Json histograms(const FloatFile& source, const std::vector<QuantizedFile>& files,
                 std::span<const std::uint8_t> pixels) {
   const NetworkDescription& network = source.network;
-  const FoldedParameters folded = fold_batch_normalization(network, source.parameters);
-  const Calibration calibration = calibrate(network, folded, pixels);
+  const Calibration calibration =
+      calibrate(network, fold_batch_normalization(network, source.parameters), pixels);
+  std::vector<FoldedParameters> sources;
+  for (const QuantizedFile& file : files) {
+    sources.push_back(folded_source(network, source.parameters, file.quantized.parameters));
+  }
   const std::vector<double> plain = {1};
   std::vector<double> of_pixels;
   for (const float deviation : kPixelDeviation) of_pixels.push_back(255.0 * double{deviation});
@@ -166,11 +179,11 @@ Json histograms(const FloatFile& source, const std::vector<QuantizedFile>& files
   for (std::size_t i = 0; i <= network.convolutions.size(); ++i) {
     const bool linear = i == network.convolutions.size();
     Json weights = Json::array();
-    for (const QuantizedFile& file : files) {
-      const QuantizedParameters& parameters = file.quantized.parameters;
-      weights.push_back(weight_histogram(file.name, linear ? parameters.linear : parameters.convolutions[i],
-                                         linear ? folded.linear_weight : folded.convolutions[i].weight,
-                                         i == 0 ? of_pixels : plain));
+    for (std::size_t f = 0; f < files.size(); ++f) {
+      const QuantizedParameters& parameters = files[f].quantized.parameters;
+      weights.push_back(weight_histogram(
+          files[f].name, linear ? parameters.linear : parameters.convolutions[i],
+          linear ? sources[f].linear_weight : sources[f].convolutions[i].weight, i == 0 ? of_pixels : plain));
     }
     json.push_back(
         {{"layer", linear ? "linear" : network.convolutions[i].name},

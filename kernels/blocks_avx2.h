@@ -50,7 +50,7 @@ inline __attribute__((always_inline)) void accumulate_block(std::index_sequence<
   int number = 0;
   for (const Run& run : steps) {
     const std::uint8_t* of_step = weights + kStepBytes * run.weights;
-    const auto* step = run.first;
+    const std::int32_t* step = run.first;
     __m256i sums0[kCount];
     __m256i sums1[kCount];
     __m256i weights0 = broadcast_dword(of_step);

@@ -9,7 +9,7 @@ enum class InstructionSet {
   reference,    ///< plain C++
   avx2,         ///< AVX2 and FMA
   avx512_vnni,  ///< AVX-512 F, BW, VL, DQ and VNNI
-  avx512_vbmi,  ///< the same and VBMI
+  avx512_vbmi,  ///< the same, VBMI and BMI2
   avx512_amx    ///< the same and AMX for 8-bit integers
 };
 

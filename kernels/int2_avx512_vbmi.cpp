@@ -99,6 +99,14 @@ inline __attribute__((always_inline)) Word loaded_at_once(const void* from) {
   return word;
 }
 
+/// Where the table of the number in a word's bits `first` .. first + 7 is. One rotation to another register
+/// (rorx) and one mask.
+template <typename Word>
+inline __attribute__((always_inline)) Word place_of(Word word, int first) {
+  static_assert(kTableBytes == 64);
+  return std::rotr(word, first - 6) & (kTables - 1) * kTableBytes;
+}
+
 /// The tables of a step's four output channels.
 struct FourTables {
   __m512i of0;
@@ -106,7 +114,7 @@ struct FourTables {
   __m512i of2;
   __m512i of3;
 
-  /// The numbers' bytes begin at bit `first` of a word; its other bits are anything.
+  /// The numbers begin at bit `first` of a word; its other bits are anything.
   __attribute__((always_inline)) FourTables(const std::uint8_t* tables, std::uint64_t word, int first)
       : of0(at(tables, word, first)),
         of1(at(tables, word, first + 8)),
@@ -114,10 +122,9 @@ struct FourTables {
         of3(at(tables, word, first + 24)) {}
 
  private:
-  /// One rotation to another register (rorx) and one mask make a number a place.
-  static __attribute__((always_inline)) __m512i at(const std::uint8_t* tables, std::uint64_t word, int bit) {
-    static_assert(kTableBytes == 64);
-    return loaded_once(_mm512_load_si512(tables + (std::rotr(word, bit - 6) & (kTables - 1) * kTableBytes)));
+  static __attribute__((always_inline)) __m512i at(const std::uint8_t* tables, std::uint64_t word,
+                                                   int first) {
+    return loaded_once(_mm512_load_si512(tables + place_of(word, first)));
   }
 };
 
@@ -236,10 +243,9 @@ inline __attribute__((always_inline)) LoneSums accumulate_two(std::index_sequenc
       numbers += kBlockChannels;
     };
     const auto look_up = [&](std::size_t k, __m512i index) __attribute__((always_inline)) {
-      const std::uint32_t of = four[k / kBlockChannels];
-      const std::size_t shift = 8 * (k % kBlockChannels);
-      const std::uint32_t offset = (shift == 0 ? of << 6 : of >> (shift - 6)) & (kTables - 1) * kTableBytes;
-      return _mm512_permutexvar_epi8(index, _mm512_load_si512(tables + offset));
+      const std::uint32_t place =
+          place_of(four[k / kBlockChannels], 8 * static_cast<int>(k % kBlockChannels));
+      return _mm512_permutexvar_epi8(index, _mm512_load_si512(tables + place));
     };
     next_numbers();
     const std::int32_t* step = run.first;

@@ -101,12 +101,13 @@ inline ConvolutionCall part_of(const ConvolutionCall& call, int first, int posit
 }
 
 /// Whether any tap list of this layer fits into Steps: at worst every kernel row is a stretch of its own.
-/// Offsets stay within a layer's input, which has up to a cache line for each position and group and, as
-/// planes of a single image, up to four phases in three copies.
+/// Offsets stay within a layer's input: in tiles up to 256 bytes for each position and group (64 lanes of 4
+/// bytes), as planes of a single image six copies of up to 4 bytes, and margins. 768 bytes are more than
+/// either but for maps of a few positions, whose offsets are small anyway.
 inline bool steps_fit(const ConvolutionShape& shape, int groups, int run_length,
                       int most_runs = kMaximumRuns) {
   const int row = shape.kernel * groups;
-  const double largest_offset = 12.0 * 64 * shape.input_height * shape.input_width * groups;
+  const double largest_offset = 768.0 * shape.input_height * shape.input_width * groups;
   return run_length > 0 && largest_offset <= std::numeric_limits<std::int32_t>::max() &&
          shape.kernel * row <= kMaximumSteps &&
          shape.kernel * ((row + run_length - 1) / run_length) + 1 <= most_runs;

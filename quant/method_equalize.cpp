@@ -6,6 +6,23 @@
 #include "quant/layer_by_layer.h"
 
 namespace nibble {
+namespace {
+
+/// A channel without weights to speak of still has a bias, which must not be blown up.
+constexpr double kLargestScale = 16;
+
+}  // namespace
+
+bool is_equalized(const QuantizedParameters& parameters) {
+  const auto method = parameters.provenance.find("method");
+  return method != parameters.provenance.end() && method->second == kEqualizeMethod;
+}
+
+FoldedParameters folded_source(const NetworkDescription& network, const FloatParameters& parameters,
+                               const QuantizedParameters& quantized) {
+  FoldedParameters folded = fold_batch_normalization(network, parameters);
+  return is_equalized(quantized) ? equalized(network, std::move(folded)) : folded;
+}
 
 FoldedParameters equalized(const NetworkDescription& network, FoldedParameters folded) {
   for (const Block& block : network.blocks) {
@@ -21,8 +38,8 @@ FoldedParameters equalized(const NetworkDescription& network, FoldedParameters f
       for (std::size_t j = i; j < conv2.weight.size(); j += channels) {
         range2 = std::max(range2, std::abs(conv2.weight[j]));
       }
-      if (range1 == 0 || range2 == 0) continue;
       const double scale = std::sqrt(double{range1} / double{range2});
+      if (!(scale >= 1 / kLargestScale && scale <= kLargestScale)) continue;
       const auto divided = [scale](float& value) { value = static_cast<float>(double{value} / scale); };
       std::for_each(row.begin(), row.end(), divided);
       divided(conv1.bias[i]);

@@ -156,14 +156,7 @@ Quality measure_quality(const FloatParameters& parameters, const QuantizedNetwor
   const auto image_values =
       static_cast<std::size_t>(network.image_channels * network.image_size * network.image_size);
   constexpr std::size_t chunk = 50;
-  FoldedParameters folded = fold_batch_normalization(network, parameters);
-  // Its middle tensors have other scales, channel by channel.
-  const auto& provenance = quantized.parameters.provenance;
-  const auto method = provenance.find("method");
-  if (method != provenance.end() && method->second == kEqualizeMethod) {
-    folded = equalized(network, std::move(folded));
-  }
-  FloatPass pass(network, folded, chunk);
+  FloatPass pass(network, folded_source(network, parameters, quantized.parameters), chunk);
   Simulation simulation(network, chunk);
 
   const std::size_t convolutions = network.convolutions.size();

@@ -12,7 +12,7 @@ ConvolutionShape shape_of(int size) {
 TEST(Steps, FitWhileOffsetsDo) {
   constexpr int kGroups = 22;
   EXPECT_TRUE(steps_fit(shape_of(32), kGroups, 9));
-  // 12 copies of a map, 64 bytes for each position and group: 16,896 bytes a position, 2^31 - 1 in all.
+  // 768 bytes for each position and group: 356 squared positions stay below 2^31, 357 squared do not.
   EXPECT_TRUE(steps_fit(shape_of(356), kGroups, 9));
   EXPECT_FALSE(steps_fit(shape_of(357), kGroups, 9));
   EXPECT_FALSE(steps_fit(shape_of(2'000'000'000), kGroups, 9));
