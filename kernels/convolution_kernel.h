@@ -137,7 +137,8 @@ struct ConvolutionKernel {
   bool (*supports)(const ConvolutionLayer& layer);
   PackedConvolution (*pack)(const ConvolutionLayer& layer);
   /// Writes the output channels' groups completely: channels of the last group that do not exist become zero
-  /// when last_channel is the layer's last. Reads and writes nothing outside the views.
+  /// when last_channel is the layer's last. Where first_channel lies inside a group, its channels are added
+  /// to what the output holds of that group, by or. Reads and writes nothing outside the views.
   void (*run)(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call);
   /// Of a residual that it adds fastest, where the residual is not the input of a convolution too.
   ActivationFormat stream_format = kPlanar8;

@@ -132,17 +132,22 @@ inline void fill_rows(std::uint8_t* to, std::ptrdiff_t copy_stride, int row_byte
   for (int copy = 0; copy < 3; ++copy, to += copy_stride) fill_row(to, row_bytes, value);
 }
 
-/// Copies 1 and 2 of rows of 16 bytes, `all` in all: a value of `Bytes` bytes further to the right and to the
-/// left. border: the value beside the map, everywhere.
+/// Copies 1 and 2 of rows of whole registers, `all` bytes in all: a value of `Bytes` bytes further to the
+/// right and to the left. border: the value beside the map, everywhere. Loads are what is not aligned: a
+/// store over the end of a cache line costs more.
 template <int Bytes>
 inline void shift_whole_registers(const std::uint8_t* same, std::uint8_t* left, std::uint8_t* right, int all,
-                                  __m128i border) {
+                                  int row_bytes, __m128i border) {
   const __m128i first = _mm_srli_si128(border, kRegisterBytes - Bytes);
   const __m128i last = _mm_slli_si128(border, kRegisterBytes - Bytes);
   for (int at = 0; at < all; at += kRegisterBytes) {
-    const __m128i row = load(same + at);
-    store(left + at, _mm_or_si128(_mm_slli_si128(row, Bytes), first));
-    store(right + at, _mm_or_si128(_mm_srli_si128(row, Bytes), last));
+    const int end = at + row_bytes - kRegisterBytes;  // the row's last register
+    store(left + at, _mm_or_si128(_mm_slli_si128(load(same + at), Bytes), first));
+    for (; at < end; at += kRegisterBytes) {
+      store(right + at, load(same + at + Bytes));
+      store(left + at + kRegisterBytes, load(same + at + kRegisterBytes - Bytes));
+    }
+    store(right + at, _mm_or_si128(_mm_srli_si128(load(same + at), Bytes), last));
   }
 }
 
@@ -193,8 +198,8 @@ void copy_columns_of(ColumnCopies layout, std::uint8_t* planes, int groups, std:
     Value<Bytes> beside{};
     if (border != nullptr) std::memcpy(&beside, border + group * Bytes, Bytes);
     const __m128i everywhere = repeated(beside);
-    if (row_bytes == kRegisterBytes) {
-      shift_whole_registers<Bytes>(same, left, right, all, everywhere);
+    if (row_bytes % kRegisterBytes == 0) {
+      shift_whole_registers<Bytes>(same, left, right, all, row_bytes, everywhere);
     } else if (row_bytes == kHalfRegisterBytes) {
       shift_half_registers<Bytes>(same, left, right, all, everywhere);
     } else if (all > 0) {

@@ -87,7 +87,8 @@ struct Block {
   const Channels* channels;
   int in_chunk;  ///< index of the first of the four in `channels`
   int first_position;
-  int channel;  ///< first of the four
+  int channel;        ///< first of the four
+  int lone_channels;  ///< at a lone position: 4, or 8 for two blocks of channels
 };
 
 /// All of these bytes by one load, the first one lowest. Opaque, or the compiler would load each by itself.
@@ -217,49 +218,64 @@ inline __attribute__((always_inline)) void accumulate(std::index_sequence<P...>,
   finish(3, words3, odd3);
 }
 
-/// Sums of one position of two register blocks, [output channel], as accumulate() has them. Tables are loaded
-/// for a single look-up each here, which bounds a lone position: eight channels share an activation and four
-/// table numbers a load.
+/// Sums of one position of one or two blocks of channels, [output channel], as accumulate() has them.
 struct LoneSums {
   __m512i words[2 * kBlockChannels][1];
   __m512i odd[2 * kBlockChannels][1];
 };
 
-/// The second block's weights follow block_bytes behind the first one's, its channels the first one's.
+/// A lone position: tables are loaded for a single look-up each here, which bounds it, and two blocks of
+/// channels share an activation. The second block's weights follow block_bytes behind the first one's, its
+/// channels the first one's. Not inlined: the outputs of all kinds share it.
 template <std::size_t... K>
-inline __attribute__((always_inline)) LoneSums accumulate_two(std::index_sequence<K...>, const Block& block,
-                                                              std::ptrdiff_t block_bytes) {
+[[gnu::noinline]] void accumulate_lone(std::index_sequence<K...>, const Block& block,
+                                       std::ptrdiff_t block_bytes, LoneSums& lone) {
   const std::uint8_t* const input = block.input;
   const std::uint8_t* const tables = block.tables;
   const std::uint8_t* const weights = block.weights;
   __m512i words[] = {everywhere(block.channels->start_words[block.in_chunk + static_cast<int>(K)])...};
   __m512i odd[] = {everywhere(block.channels->start[block.in_chunk + static_cast<int>(K)])...};
+  const auto look_up = [&](std::uint64_t word, int first, __m512i index) __attribute__((always_inline)) {
+    return _mm512_permutexvar_epi8(index, _mm512_load_si512(tables + place_of(word, first)));
+  };
   for (const Run& run : *block.steps) {
     const std::uint8_t* numbers = weights + kBlockChannels * run.weights;
-    std::uint32_t four[2];  // numbers of tables, of each block
-    const auto next_numbers = [&]() __attribute__((always_inline)) {
-      std::memcpy(&four[0], numbers, sizeof four[0]);
-      std::memcpy(&four[1], numbers + block_bytes, sizeof four[1]);
-      numbers += kBlockChannels;
-    };
-    const auto look_up = [&](std::size_t k, __m512i index) __attribute__((always_inline)) {
-      const std::uint32_t place =
-          place_of(four[k / kBlockChannels], 8 * static_cast<int>(k % kBlockChannels));
-      return _mm512_permutexvar_epi8(index, _mm512_load_si512(tables + place));
-    };
-    next_numbers();
     const std::int32_t* step = run.first;
-    const __m512i first = load(input + *step);
-    __m512i sums[] = {look_up(K, first)...};
-    while (++step != run.last) {
-      next_numbers();
+    // Numbers of tables by one load for each block. Bits of channel k of a step: 8 * k, behind `first`.
+    const auto first_bit = [](std::size_t k) { return 8 * static_cast<int>(k % kBlockChannels); };
+    __m512i sums[sizeof...(K)];
+    {
+      const std::uint64_t word[2] = {loaded_at_once<std::uint32_t>(numbers),
+                                     loaded_at_once<std::uint32_t>(numbers + block_bytes)};
       const __m512i index = loaded_once(load(input + *step));
-      ((sums[K] = _mm512_add_epi8(sums[K], look_up(K, index))), ...);
+      ((sums[K] = look_up(word[K / kBlockChannels], first_bit(K), index)), ...);
+      ++step;
+      numbers += kBlockChannels;
+    }
+    const auto add_step = [&](const std::uint64_t(&word)[2], int first, std::ptrdiff_t offset)
+        __attribute__((always_inline)) {
+      const __m512i index = loaded_once(load(input + offset));
+      ((sums[K] = _mm512_add_epi8(sums[K], look_up(word[K / kBlockChannels], first + first_bit(K), index))),
+       ...);
+    };
+    if (((run.last - step) & 1) != 0) {
+      add_step({loaded_at_once<std::uint32_t>(numbers), loaded_at_once<std::uint32_t>(numbers + block_bytes)},
+               0, *step);
+      ++step;
+      numbers += kBlockChannels;
+    }
+    for (; step != run.last; step += 2, numbers += 2 * kBlockChannels) {
+      const auto offsets = loaded_at_once<std::int64_t>(step);
+      const std::uint64_t words_of_two[2] = {loaded_at_once<std::uint64_t>(numbers),
+                                             loaded_at_once<std::uint64_t>(numbers + block_bytes)};
+      add_step(words_of_two, 0, static_cast<std::int32_t>(offsets));
+      add_step(words_of_two, 32, static_cast<std::ptrdiff_t>(offsets >> 32));
     }
     ((words[K] = _mm512_add_epi16(words[K], sums[K])), ...);
     ((odd[K] = _mm512_add_epi16(odd[K], _mm512_srli_epi16(sums[K], 8))), ...);
   }
-  return {{{words[K]}...}, {{odd[K]}...}};
+  ((lone.words[K][0] = words[K]), ...);
+  ((lone.odd[K][0] = odd[K]), ...);
 }
 
 /// The even lanes' sums.
@@ -300,6 +316,7 @@ class IndexWriter {
         first_position_(block.first_position),
         first_group_(block.channel / kGroup),
         phase_(block.channel % kGroup),
+        joins_(phase_ != 0 && block.channel == context.call.first_channel),
         channels_left_(context.call.last_channel - block.channel) {}
 
   /// Before the values of channel k of the block.
@@ -308,7 +325,7 @@ class IndexWriter {
     if (k != 0) return;
 #pragma GCC unroll 2
     for (std::size_t p = 0; p < Positions; ++p) {
-      index_[p] = phase_ == 0 ? _mm512_setzero_si512() : load(open_ + p * kLanes);
+      index_[p] = phase_ == 0 || joins_ ? _mm512_setzero_si512() : load(open_ + p * kLanes);
     }
   }
 
@@ -336,8 +353,9 @@ class IndexWriter {
       const int group = first_group_ + (place < kGroup ? 0 : 1);
 #pragma GCC unroll 2
       for (std::size_t p = 0; p < Positions; ++p) {
-        store(view_.at(first_position_ + static_cast<int>(p), group),
-              is_packed ? interleaved(index_[p]) : index_[p]);
+        std::uint8_t* const to = view_.at(first_position_ + static_cast<int>(p), group);
+        const __m512i index = is_packed ? interleaved(index_[p]) : index_[p];
+        store(to, joins_ && group == first_group_ ? _mm512_or_si512(index, load(to)) : index);
         index_[p] = _mm512_setzero_si512();
       }
     } else if (k == kBlockChannels - 1) {
@@ -352,6 +370,7 @@ class IndexWriter {
   int first_position_;
   int first_group_;    ///< of the block's first channel
   int phase_;          ///< its place in that group
+  bool joins_;         ///< the group's first channels are in the output already
   int channels_left_;  ///< from it to the call's last one
   __m512i index_[kPositions];
 };
@@ -569,37 +588,39 @@ struct PlainOutput {
 
 using Compute = void (*)(const Context& context, const Block& block);
 
-template <typename Output, std::size_t Positions>
-void compute(const Context& context, const Block& block) {
+/// Two positions of four channels.
+template <typename Output>
+void compute_pair(const Context& context, const Block& block) {
   Output output(context, block);
-  accumulate(std::make_index_sequence<Positions>{}, block, output);
+  accumulate(std::make_index_sequence<kPositions>{}, block, output);
 }
 
-/// One position of a block and of the next one.
+/// One position of block.lone_channels channels.
 template <typename Output>
-void compute_two(const Context& context, const Block& block) {
-  const LoneSums sums =
-      accumulate_two(std::make_index_sequence<2 * kBlockChannels>{}, block, context.block_bytes);
-  Block next = block;
-  next.weights += context.block_bytes;
-  next.in_chunk += kBlockChannels;
-  next.channel += kBlockChannels;
-  for (int second = 0; second < 2; ++second) {
-    Output output(context, second == 0 ? block : next);
+void compute_lone(const Context& context, const Block& block) {
+  LoneSums sums;
+  if (block.lone_channels == kBlockChannels) {
+    accumulate_lone(std::make_index_sequence<kBlockChannels>{}, block, 0, sums);
+  } else {
+    accumulate_lone(std::make_index_sequence<2 * kBlockChannels>{}, block, context.block_bytes, sums);
+  }
+  Block of_four = block;
+  for (int first = 0; first < block.lone_channels; first += kBlockChannels) {
+    Output output(context, of_four);
 #pragma GCC unroll 4
-    for (int k = 0; k < kBlockChannels; ++k) {
-      output(k, sums.words[second * kBlockChannels + k], sums.odd[second * kBlockChannels + k]);
-    }
+    for (int k = 0; k < kBlockChannels; ++k) output(k, sums.words[first + k], sums.odd[first + k]);
+    of_four.in_chunk += kBlockChannels;
+    of_four.channel += kBlockChannels;
   }
 }
 
-/// Blocks of 1 and of 2 positions, and two blocks of 1.
+/// Of blocks of 1 and of 2 positions.
 struct Computes {
-  Compute of[kPositions];
-  Compute two;
+  Compute lone;
+  Compute pair;
 };
 template <typename Output>
-constexpr Computes kComputes = {{compute<Output, 1>, compute<Output, 2>}, compute_two<Output>};
+constexpr Computes kComputes = {compute_lone<Output>, compute_pair<Output>};
 
 /// How a call's sums become its outputs.
 struct Way {
@@ -682,8 +703,10 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
     std::memset(derived_thresholds[t], stage.derived_thresholds[t], kLanes);
   }
   const Context context{stage, call, tile, derived_tile, derived_thresholds[0], open, block_bytes};
-  for (int chunk = call.first_channel; chunk < call.last_channel; chunk += kChunk) {
-    const int chunk_end = std::min(chunk + kChunk, call.last_channel);
+  int chunk_end = 0;
+  for (int chunk = call.first_channel; chunk < call.last_channel; chunk = chunk_end) {
+    // Chunks end where groups do.
+    chunk_end = std::min(chunk - chunk % kTileChannels + kChunk, call.last_channel);
     const int count = std::min(kChunk, padded - chunk);
     std::int32_t minimum[kChunk] = {};
     for (const Tap& tap : call.taps) {
@@ -697,7 +720,7 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
     for (int first = 0, left = call.positions; left > 0;) {
       const int positions = left / ((left + kPositions - 1) / kPositions);
       const std::uint8_t* input = call.input.at(first, 0);
-      const auto block_at = [&](int channel) {
+      const auto block_at = [&](int channel, int together) {
         return Block{input,
                      call.input.position_stride,
                      &steps,
@@ -706,29 +729,34 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
                      &channels,
                      channel - chunk,
                      first,
-                     channel};
+                     channel,
+                     together};
       };
       if (positions == 1 && !uses_tiles) {
         for (int channel = chunk; channel < chunk_end;) {
-          const bool two = channel + kBlockChannels < chunk_end;
-          (two ? computes.two : computes.of[0])(context, block_at(channel));
-          channel += two ? 2 * kBlockChannels : kBlockChannels;
+          const int lone_channels =
+              channel + kBlockChannels < chunk_end ? 2 * kBlockChannels : kBlockChannels;
+          computes.lone(context, block_at(channel, lone_channels));
+          channel += lone_channels;
         }
         ++first;
         --left;
         continue;
       }
-      for (int tile_first = chunk; tile_first < chunk_end; tile_first += kTileChannels) {
+      for (int tile_first = chunk - chunk % kTileChannels; tile_first < chunk_end;
+           tile_first += kTileChannels) {
+        const int before = std::max(chunk - tile_first, 0);  // channels of another call
         const int tile_channels = std::min(kTileChannels, chunk_end - tile_first);
-        for (int channel = tile_first; channel < tile_first + tile_channels; channel += kBlockChannels) {
-          computes.of[positions - 1](context, block_at(channel));
+        for (int k = before; k < tile_channels; k += kBlockChannels) {
+          (positions == 1 ? computes.lone : computes.pair)(context, block_at(tile_first + k, kBlockChannels));
         }
         if (way.uses_tile && !in_bytes) {
-          store_tile(call.output, stage.format, first, positions, tile_first, tile_channels, tile);
+          store_tile(call.output, stage.format, first, positions, tile_first, tile_channels, tile, kLanes,
+                     before);
         }
         if (way.uses_derived_tile) {
           store_tile(call.derived, stage.derived_format, first, positions, tile_first, tile_channels,
-                     derived_tile);
+                     derived_tile, kLanes, before);
         }
       }
       first += positions;
@@ -738,7 +766,7 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
 }
 
 constexpr std::array kRows = {
-    ConvolutionKernel{"int2_vbmi", InstructionSet::avx512_vbmi, 2, 2, kLanes, kTileChannels, kIndex3,
+    ConvolutionKernel{"int2_vbmi", InstructionSet::avx512_vbmi, 2, 2, kLanes, kBlockChannels, kIndex3,
                       supports, pack, run},
 };
 

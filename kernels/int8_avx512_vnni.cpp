@@ -7,7 +7,8 @@
 //
 // Blocks of 3 positions x 32 lanes x 4 output channels: 24 sums and 4 weights of the 32 registers. While a
 // block is multiplied, the block before it is requantized, a register of bytes before every sixth of the
-// steps: what converts, adds and packs waits for other pipes than what multiplies.
+// steps: what converts, adds and packs waits for other pipes than what multiplies. A lone position takes two
+// blocks of output channels at once: 8 sums alone would wait for each other.
 //
 //   weights:  s8 [block of 4 output channels][tap][group of 4 input channels][4][4]
 //   program:  the largest magnitude of a sum
@@ -54,21 +55,44 @@ struct QuadSteps {
   }
 };
 
-/// Sums of a register block: [position][part][output channel].
+/// What a register block holds: 1, 2 or 3 positions of four output channels, or one position of eight, which
+/// are two `units` of four as two positions are.
+enum class Form { one, two, three, eight_channels };
+inline constexpr int kForms = 4;
+
+constexpr int units_of(Form form) {
+  return form == Form::one ? 1 : form == Form::three ? 3 : 2;
+}
+
+/// What a register block is computed from.
+struct Operands {
+  const std::uint8_t* input;  ///< of its first position
+  std::ptrdiff_t stride;      ///< to the next position
+  const QuadSteps* steps;
+  const std::uint8_t* weights;
+  std::ptrdiff_t block_bytes;  ///< to the weights of the next four channels
+};
+
+/// Sums of a register block: [unit][part][output channel].
 struct Sums {
   __m512i words[kBlockChannels * kPositions * kParts];
 };
 
-/// B: positions * kParts registers; register b is part b % kParts of position b / kParts. write(i), for i
-/// below `writes`, is called between the steps, `sums` being as they were.
-template <typename Write, std::size_t... B>
+/// B: units * kParts registers; register b is part b % kParts of unit b / kParts. write(i), for i below
+/// `writes`, is called between the steps, `sums` being as they were.
+template <Form form, typename Write, std::size_t... B>
 inline __attribute__((always_inline)) void accumulate_block(std::index_sequence<B...>,
-                                                            const std::uint8_t* input, std::ptrdiff_t stride,
-                                                            const QuadSteps& steps,
-                                                            const std::uint8_t* weights, Sums& sums,
-                                                            int writes, const Write& write) {
+                                                            const Operands& operands, Sums& sums, int writes,
+                                                            const Write& write) {
   constexpr std::size_t kCount = sizeof...(B);
-  const std::uint8_t* const position[kPositions] = {input, input + stride, input + 2 * stride};
+  constexpr bool kEight = form == Form::eight_channels;
+  const std::uint8_t* const input = operands.input;
+  const std::ptrdiff_t stride = operands.stride;
+  const std::uint8_t* const weights = operands.weights;
+  const std::ptrdiff_t block_bytes = operands.block_bytes;
+  const QuadSteps& steps = *operands.steps;
+  const std::uint8_t* const position[kPositions] = {input, kEight ? input : input + stride,
+                                                    input + 2 * stride};
   const __m512i zero = _mm512_setzero_si512();
   __m512i sums0[kCount] = {((void)B, zero)...};
   __m512i sums1[kCount] = {((void)B, zero)...};
@@ -81,11 +105,17 @@ inline __attribute__((always_inline)) void accumulate_block(std::index_sequence<
     write(i);
     for (const Step* const end = i + 1 < writes ? step + stretch : last; step != end; ++step) {
       const std::uint8_t* const quads = weights + step->weights;
-      const __m512i weights0 = broadcast_quad(quads);
-      const __m512i weights1 = broadcast_quad(quads + kQuad);
-      const __m512i weights2 = broadcast_quad(quads + 2 * kQuad);
-      const __m512i weights3 = broadcast_quad(quads + 3 * kQuad);
+      __m512i weights0 = broadcast_quad(quads);
+      __m512i weights1 = broadcast_quad(quads + kQuad);
+      __m512i weights2 = broadcast_quad(quads + 2 * kQuad);
+      __m512i weights3 = broadcast_quad(quads + 3 * kQuad);
       const auto add = [&](std::size_t b) __attribute__((always_inline)) {
+        if (kEight && b == kParts) {
+          weights0 = broadcast_quad(quads + block_bytes);
+          weights1 = broadcast_quad(quads + block_bytes + kQuad);
+          weights2 = broadcast_quad(quads + block_bytes + 2 * kQuad);
+          weights3 = broadcast_quad(quads + block_bytes + 3 * kQuad);
+        }
         const __m512i a = load(position[b / kParts] + step->input + kPartBytes * (b % kParts));
         sums0[b] = _mm512_dpbusd_epi32(sums0[b], a, weights0);
         sums1[b] = _mm512_dpbusd_epi32(sums1[b], a, weights1);
@@ -101,26 +131,32 @@ inline __attribute__((always_inline)) void accumulate_block(std::index_sequence<
   ((sums.words[kBlockChannels * B + 3] = sums3[B]), ...);
 }
 
-using Accumulate = void (*)(const std::uint8_t* input, std::ptrdiff_t stride, const QuadSteps& steps,
-                            const std::uint8_t* weights, Sums& sums);
+using Accumulate = void (*)(const Operands& operands, Sums& sums);
 
-template <std::size_t Positions>
-void accumulate(const std::uint8_t* input, std::ptrdiff_t stride, const QuadSteps& steps,
-                const std::uint8_t* weights, Sums& sums) {
-  accumulate_block(std::make_index_sequence<Positions * kParts>{}, input, stride, steps, weights, sums, 1,
-                   [](int) {});
+template <Form form>
+void accumulate(const Operands& operands, Sums& sums) {
+  accumulate_block<form>(std::make_index_sequence<units_of(form) * kParts>{}, operands, sums, 1, [](int) {});
 }
 
-constexpr Accumulate kAccumulate[kPositions] = {accumulate<1>, accumulate<2>, accumulate<3>};
+constexpr Accumulate kAccumulate[kForms] = {accumulate<Form::one>, accumulate<Form::two>,
+                                            accumulate<Form::three>, accumulate<Form::eight_channels>};
 
 /// A finished register block.
 struct Block {
   const Sums* sums;
-  int positions;
+  Form form;
   int first_position;
-  int channel;
+  int first_channel;
 
-  __m512i sum(int k, int p, int part) const { return sums->words[(p * kParts + part) * kBlockChannels + k]; }
+  int position(int unit) const {
+    return form == Form::eight_channels ? first_position : first_position + unit;
+  }
+  int channel(int unit) const {
+    return form == Form::eight_channels ? first_channel + kBlockChannels * unit : first_channel;
+  }
+  __m512i sum(int k, int unit, int part) const {
+    return sums->words[(unit * kParts + part) * kBlockChannels + k];
+  }
 };
 
 /// Where a format's bytes go: at once (planar8, quads8), or through a tile (groups of 2 or 3 channels).
@@ -130,11 +166,12 @@ bool is_direct(const ActivationFormat& format) {
 
 /// bytes: [part] what requantized() gives.
 inline void store_parts(const OutputView& view, const ActivationFormat& format, ByteTile& tile,
-                        const Block& block, int p, int channels, const __m512i (&bytes)[kParts]) {
-  const int position = block.first_position + p;
+                        const Block& block, int unit, int channels, const __m512i (&bytes)[kParts]) {
+  const int position = block.position(unit);
+  const int channel = block.channel(unit);
   if (format == kQuads8) {
     for (int part = 0; part < kParts; ++part) {
-      store(view.at(position, block.channel / kQuad) + kPartBytes * part, to_quads(bytes[part]));
+      store(view.at(position, channel / kQuad) + kPartBytes * part, to_quads(bytes[part]));
     }
     return;
   }
@@ -146,8 +183,9 @@ inline void store_parts(const OutputView& view, const ActivationFormat& format, 
   const __m256i lanes[kQuad] = {_mm512_castsi512_si256(planes01), _mm512_extracti64x4_epi64(planes01, 1),
                                 _mm512_castsi512_si256(planes23), _mm512_extracti64x4_epi64(planes23, 1)};
   for (int k = 0; k < channels; ++k) {
-    std::uint8_t* to = format == kPlanar8 ? view.at(position, block.channel + k)
-                                          : tile.bytes[block.channel % kTileChannels + k][p];
+    std::uint8_t* to = format == kPlanar8
+                           ? view.at(position, channel + k)
+                           : tile.bytes[channel % kTileChannels + k][position - block.first_position];
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), lanes[k]);
   }
 }
@@ -166,21 +204,21 @@ void output_block(const OutputStage& given_stage, const DerivedSteps& given_step
   const DerivedSteps steps = given_steps;
   const ConvolutionCall call = given_call;
   const Block block = given_block;
-  const int channels = std::min(kBlockChannels, call.last_channel - block.channel);
-  const Requantization to(stage, block.channel);
-  for (int p = 0; p < block.positions; ++p) {
+  for (int unit = 0; unit < units_of(block.form); ++unit) {
+    const int channel = block.channel(unit);
+    const int channels = std::min(kBlockChannels, call.last_channel - channel);
+    const Requantization to(stage, channel);
     __m512i bytes[kParts];
 #pragma GCC unroll 2
     for (int part = 0; part < kParts; ++part) {
       bytes[part] = requantized<residual, is_signed_output>(
-          to, residual_of<residual>(call, block.first_position + p, part, block.channel),
-          call.residual.group_stride,
-          channels, [&](int k) __attribute__((always_inline)) { return block.sum(k, p, part); });
+          to, residual_of<residual>(call, block.position(unit), part, channel), call.residual.group_stride,
+          channels, [&](int k) __attribute__((always_inline)) { return block.sum(k, unit, part); });
     }
-    store_parts(call.output, stage.format, tile, block, p, channels, bytes);
+    store_parts(call.output, stage.format, tile, block, unit, channels, bytes);
     if (stage.derived_bits != 0) {
       const __m512i derived[kParts] = {derive(bytes[0], stage, steps), derive(bytes[1], stage, steps)};
-      store_parts(call.derived, stage.derived_format, derived_tile, block, p, channels, derived);
+      store_parts(call.derived, stage.derived_format, derived_tile, block, unit, channels, derived);
     }
   }
 }
@@ -211,42 +249,42 @@ struct Waiting {
 };
 
 /// Multiplies a block, and requantizes the one before it; `sums` are first its sums, then the new ones.
-using AccumulateBehind = void (*)(const std::uint8_t* input, std::ptrdiff_t stride, const QuadSteps& steps,
-                                  const std::uint8_t* weights, Sums& sums, const Waiting& waiting);
+using AccumulateBehind = void (*)(const Operands& operands, Sums& sums, const Waiting& waiting);
 
 /// Output and residual are quads8, and what is derived.
-template <std::size_t Positions, Residual residual, bool is_signed_output, bool derives>
-void accumulate_behind(const std::uint8_t* input, std::ptrdiff_t stride, const QuadSteps& steps,
-                       const std::uint8_t* weights, Sums& sums, const Waiting& waiting) {
+template <Form form, Residual residual, bool is_signed_output, bool derives>
+void accumulate_behind(const Operands& operands, Sums& sums, const Waiting& waiting) {
   const ConvolutionCall call = waiting.call;
+  const OutputStage& stage = waiting.stage;
   const Block block = waiting.block;
-  const Requantization to(waiting.stage, block.channel);
   const auto write = [&](int i) __attribute__((always_inline)) {
-    const int p = i / kParts;
+    const int unit = i / kParts;
     const int part = i % kParts;
+    const int position = block.position(unit);
+    const int channel = block.channel(unit);
     const __m512i bytes = requantized<residual, is_signed_output>(
-        to, residual_of<residual>(call, block.first_position + p, part, block.channel),
+        Requantization(stage, channel), residual_of<residual>(call, position, part, channel),
         call.residual.group_stride,
-        kBlockChannels, [&](int k) __attribute__((always_inline)) { return block.sum(k, p, part); });
-    const int group = block.channel / kQuad;
+        kBlockChannels, [&](int k) __attribute__((always_inline)) { return block.sum(k, unit, part); });
+    const int group = channel / kQuad;
     const __m512i quads = to_quads(bytes);
-    store(call.output.at(block.first_position + p, group) + kPartBytes * part, quads);
+    store(call.output.at(position, group) + kPartBytes * part, quads);
     if constexpr (derives) {
-      store(call.derived.at(block.first_position + p, group) + kPartBytes * part,
-            derive(quads, waiting.steps));
+      store(call.derived.at(position, group) + kPartBytes * part, derive(quads, waiting.steps));
     }
   };
-  accumulate_block(std::make_index_sequence<Positions * kParts>{}, input, stride, steps, weights, sums,
-                   block.positions * kParts, write);
+  accumulate_block<form>(std::make_index_sequence<units_of(form) * kParts>{}, operands, sums,
+                         units_of(block.form) * kParts, write);
 }
 
 template <Residual residual, bool is_signed_output, bool derives>
-constexpr AccumulateBehind kAccumulateBehind[kPositions] = {
-    accumulate_behind<1, residual, is_signed_output, derives>,
-    accumulate_behind<2, residual, is_signed_output, derives>,
-    accumulate_behind<3, residual, is_signed_output, derives>};
+constexpr AccumulateBehind kAccumulateBehind[kForms] = {
+    accumulate_behind<Form::one, residual, is_signed_output, derives>,
+    accumulate_behind<Form::two, residual, is_signed_output, derives>,
+    accumulate_behind<Form::three, residual, is_signed_output, derives>,
+    accumulate_behind<Form::eight_channels, residual, is_signed_output, derives>};
 
-/// By positions - 1, of a layer for which there is an Output; nullptr: each block is requantized at once.
+/// By form, of a layer for which there is an Output; nullptr: each block is requantized at once.
 const AccumulateBehind* choose_behind(const OutputStage& stage, const DerivedSteps& steps) {
   const bool derives = stage.derived_bits != 0;
   if (stage.format != kQuads8 || (stage.has_residual() && stage.residual_format != kQuads8)) return nullptr;
@@ -258,25 +296,22 @@ const AccumulateBehind* choose_behind(const OutputStage& stage, const DerivedSte
     return derives ? kAccumulateBehind<Residual::none, false, true>
                    : kAccumulateBehind<Residual::none, false, false>;
   }
-  if (stage.residual_signed) {
-    return derives ? kAccumulateBehind<Residual::signed_quads, false, true>
-                   : kAccumulateBehind<Residual::signed_quads, false, false>;
-  }
-  return derives ? kAccumulateBehind<Residual::unsigned_quads, false, true>
-                 : kAccumulateBehind<Residual::unsigned_quads, false, false>;
+  return derives ? kAccumulateBehind<Residual::any_quads, false, true>
+                 : kAccumulateBehind<Residual::any_quads, false, false>;
 }
 
 /// Every other combination of formats, value by value.
 void output_plainly(const OutputStage& stage, const ConvolutionCall& call, const Block& block) {
-  const int channels = std::min(kBlockChannels, call.last_channel - block.channel);
-  for (int p = 0; p < block.positions; ++p) {
+  for (int unit = 0; unit < units_of(block.form); ++unit) {
     alignas(64) std::int32_t sums[kBlockChannels][kLanes];
     for (int k = 0; k < kBlockChannels; ++k) {
       for (int part = 0; part < kParts; ++part) {
-        _mm512_storeu_si512(sums[k] + part * kPartLanes, block.sum(k, p, part));
+        _mm512_storeu_si512(sums[k] + part * kPartLanes, block.sum(k, unit, part));
       }
     }
-    write_plainly(stage, call, block.first_position + p, block.channel, channels, sums, kKernelLanes);
+    const int channel = block.channel(unit);
+    write_plainly(stage, call, block.position(unit), channel,
+                  std::min(kBlockChannels, call.last_channel - channel), sums, kKernelLanes);
   }
 }
 
@@ -316,22 +351,29 @@ void run_quads(const PackedConvolution& packed, const OutputStage& stage, const 
   alignas(64) Sums sums;
   ByteTile tile;
   ByteTile derived_tile;
-  Waiting waiting{stage, derived_steps, call, {&sums, 0, 0, 0}};
+  Waiting waiting{stage, derived_steps, call, {&sums, Form::one, 0, 0}};
+  bool is_waiting = false;
+  // As many as a tile holds, where one is needed.
+  const int most_channels = behind != nullptr ? call.last_channel - call.first_channel : kTileChannels;
   for (int first = 0, left = call.positions; left > 0;) {
     const int positions = left / ((left + kPositions - 1) / kPositions);
-    for (int chunk = call.first_channel; chunk < call.last_channel; chunk += kTileChannels) {
-      const int channels = std::min(kTileChannels, call.last_channel - chunk);
-      for (int channel = chunk; channel < chunk + channels; channel += kBlockChannels) {
-        const std::uint8_t* const input = call.input.at(first, 0);
-        const std::uint8_t* const weights = packed.weights.data() + channel / kBlockChannels * block_bytes;
-        if (behind != nullptr && waiting.block.positions != 0) {
-          behind[positions - 1](input, call.input.position_stride, steps, weights, sums, waiting);
+    for (int chunk = call.first_channel; chunk < call.last_channel; chunk += most_channels) {
+      const int channels = std::min(most_channels, call.last_channel - chunk);
+      for (int channel = chunk; channel < chunk + channels;) {
+        const bool eight = positions == 1 && channel + kBlockChannels < chunk + channels;
+        const Form form = eight ? Form::eight_channels : static_cast<Form>(positions - 1);
+        const Operands operands{call.input.at(first, 0), call.input.position_stride, &steps,
+                                packed.weights.data() + channel / kBlockChannels * block_bytes, block_bytes};
+        if (is_waiting) {
+          behind[static_cast<int>(form)](operands, sums, waiting);
         } else {
-          kAccumulate[positions - 1](input, call.input.position_stride, steps, weights, sums);
+          kAccumulate[static_cast<int>(form)](operands, sums);
         }
-        const Block block{&sums, positions, first, channel};
+        const Block block{&sums, form, first, channel};
+        channel += eight ? 2 * kBlockChannels : kBlockChannels;
         if (behind != nullptr) {
           waiting.block = block;
+          is_waiting = true;
           continue;
         }
         if (output != nullptr) {
@@ -351,9 +393,7 @@ void run_quads(const PackedConvolution& packed, const OutputStage& stage, const 
     first += positions;
     left -= positions;
   }
-  if (behind != nullptr && waiting.block.positions != 0) {
-    output(stage, derived_steps, call, waiting.block, tile, derived_tile);
-  }
+  if (is_waiting) output(stage, derived_steps, call, waiting.block, tile, derived_tile);
 }
 
 namespace {

@@ -76,17 +76,26 @@ constexpr bool is_tile_format(const ActivationFormat& format) {
 }
 
 /// Stores `channels` channels from `first_channel`, a multiple of 12, of positions first_position ...
-/// Channels of the last group that do not exist become zero. lanes: 64, or the first 32.
+/// Channels of the last group that do not exist become zero. lanes: 64, or the first 32. before: so many of
+/// the first channels, a multiple of 4, are not in the tile but in the output already.
 inline void store_tile(const OutputView& view, const ActivationFormat& format, int first_position,
                        int positions, int first_channel, int channels, const ByteTile& tile,
-                       int lanes = kLanes) {
+                       int lanes = kLanes, int before = 0) {
   const auto store_lanes = [lanes](std::uint8_t* to, __m512i bytes) {
     if (lanes == kLanes) return store(to, bytes);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_castsi512_si256(bytes));
   };
   for (int p = 0; p < positions; ++p) {
-    for (int c = 0; c < channels; c += format.channels) {
+    for (int c = before - before % format.channels; c < channels; c += format.channels) {
       std::uint8_t* group = view.at(first_position + p, (first_channel + c) / format.channels);
+      if (c < before) {  // index3: the last one or two of its channels
+        __m512i bytes = _mm512_slli_epi16(tile.at(c + 2, p, channels, lanes), 4);
+        if (c + 1 == before) {
+          bytes = _mm512_or_si512(bytes, _mm512_slli_epi16(tile.at(c + 1, p, channels, lanes), 2));
+        }
+        store_lanes(group, _mm512_or_si512(bytes, load(group)));
+        continue;
+      }
       const __m512i c0 = tile.at(c, p, channels, lanes);
       if (format == kPlanar8) {
         store_lanes(group, c0);

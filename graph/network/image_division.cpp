@@ -50,9 +50,42 @@ Range read_rows(const Share& share, int stride, int input_size) {
           std::min((share.rows.last - 1) * stride + 2, input_size)};
 }
 
+/// Of a group that threads cut between channels, the first one's bytes are copied and the others' added.
+std::vector<Piece> pieces_for(const Transfer& transfer, std::size_t to) {
+  std::vector<Piece> pieces;
+  const int channels_of_group = transfer.format.channels;
+  const Share& own = transfer.written[to];
+  for (std::size_t from = 0; from < transfer.written.size(); ++from) {
+    const Share& share = transfer.written[from];
+    if (from == to || share.empty()) continue;
+    const std::size_t part = to < from ? 0 : 1;
+    const Range& sent = transfer.sent[from][part];
+    const Range rows = common(sent, transfer.needed[to]);
+    if (rows.empty()) continue;
+    const Range groups = transfer.groups(from);
+    const bool joins_first = share.channels.first % channels_of_group != 0;
+    const bool joins_last = to > from && !own.empty() && own.rows.first == share.rows.first &&
+                            own.channels.first % channels_of_group != 0 &&
+                            own.channels.first / channels_of_group == groups.last - 1;
+    const int stride = sent.count() * transfer.row_bytes;
+    const std::size_t begin = (part == 0 ? 0 : transfer.part_bytes(from, 0)) +
+                              static_cast<std::size_t>((rows.first - sent.first) * transfer.row_bytes);
+    const auto add = [&](const Range& some, bool joins) {
+      if (some.empty()) return;
+      const std::size_t offset = begin + static_cast<std::size_t>((some.first - groups.first) * stride);
+      pieces.push_back({static_cast<int>(from), offset, stride, rows, some, joins});
+    };
+    const Range whole{groups.first + (joins_first ? 1 : 0), groups.last - (joins_last ? 1 : 0)};
+    add({groups.first, whole.first}, true);
+    add(whole, false);
+    add({whole.last, groups.last}, true);
+  }
+  return pieces;
+}
+
 Transfer make_transfer(const std::vector<Share>& written, std::vector<Range> needed,
                        const ActivationFormat& format, int width) {
-  Transfer transfer{written, std::move(needed), {}, false, width * format.bytes, format};
+  Transfer transfer{written, std::move(needed), {}, {}, false, width * format.bytes, format};
   const std::size_t threads = written.size();
   for (std::size_t from = 0; from < threads; ++from) {
     std::array<Range, 2> sent;
@@ -66,6 +99,7 @@ Transfer make_transfer(const std::vector<Share>& written, std::vector<Range> nee
     }
     transfer.sent.push_back(sent);
   }
+  for (std::size_t to = 0; to < threads; ++to) transfer.received.push_back(pieces_for(transfer, to));
   return transfer;
 }
 

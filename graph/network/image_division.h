@@ -25,6 +25,18 @@ struct Share {
   bool empty() const { return rows.empty() || channels.empty(); }
 };
 
+/// A part of a message that goes into a map: some rows of some channel groups.
+struct Piece {
+  int from;            ///< the thread that sent it
+  std::size_t offset;  ///< bytes from the message's beginning to the first row of the first group
+  int stride;          ///< to the next group's
+  Range rows;
+  Range groups;
+  /// Of the group's channels the reader has some already, from a thread before or of its own: bytes are added
+  /// by or. Else they are copied.
+  bool joins;
+};
+
 /// How a map gets from the threads that wrote it to those that read it.
 struct Transfer {
   std::vector<Share> written;  ///< [thread]
@@ -32,11 +44,13 @@ struct Transfer {
   /// [thread]: rows that it sends to threads before it and to threads behind it, of the channels that it
   /// wrote.
   std::vector<std::array<Range, 2>> sent;
-  bool any = false;   ///< whether anybody sends anything
-  int row_bytes = 0;  ///< of a channel group
+  std::vector<std::vector<Piece>> received;  ///< [thread], in the order in which it takes them
+  bool any = false;                          ///< whether anybody sends anything
+  int row_bytes = 0;                         ///< of a channel group
   ActivationFormat format{};
 
-  Range groups(std::size_t thread) const;  ///< that the thread wrote
+  Range groups(
+      std::size_t thread) const;  ///< that the thread wrote, some of them perhaps not all channels of
   /// Where the second part of a thread's message begins, and its bytes.
   std::size_t part_bytes(std::size_t thread, std::size_t part) const;
 };

@@ -44,6 +44,11 @@ void copy_pieces(const std::uint8_t* from, std::ptrdiff_t from_stride, std::uint
   }
 }
 
+/// to |= from.
+void join_bytes(const std::uint8_t* from, std::uint8_t* to, std::size_t bytes) {
+  for (std::size_t i = 0; i < bytes; ++i) to[i] |= from[i];
+}
+
 }  // namespace
 
 PositionPlanes::PositionPlanes(const IntegerPlan& plan, int threads)
@@ -110,20 +115,20 @@ void PositionPlanes::receive(const Pass& pass, const Transfer& transfer, const C
   std::uint8_t* const first_row =
       data(pass, tensor) + std::ptrdiff_t{layout.position(0, 0)} * transfer.format.bytes;
   pass.team->wait(pass.thread);
-  for (int from = 0; from < pass.team->threads(); ++from) {
-    if (from == pass.thread) continue;
-    const auto sender = static_cast<std::size_t>(from);
-    const std::size_t part = pass.thread < from ? 0 : 1;
-    const Range& sent = transfer.sent[sender][part];
-    const Range rows = common(sent, transfer.needed[pass.index()]);
-    if (rows.empty()) continue;
-    const Range groups = transfer.groups(sender);
-    const std::uint8_t* const received = pass.team->incoming(pass.thread, from) +
-                                         (part == 0 ? 0 : transfer.part_bytes(sender, 0)) +
-                                         std::ptrdiff_t{rows.first - sent.first} * transfer.row_bytes;
-    copy_pieces(received, std::ptrdiff_t{sent.count()} * transfer.row_bytes,
-                first_row + groups.first * plane + std::ptrdiff_t{rows.first} * transfer.row_bytes, plane,
-                static_cast<std::size_t>(rows.count() * transfer.row_bytes), groups.count());
+  for (const Piece& piece : transfer.received[pass.index()]) {
+    const std::uint8_t* from = pass.team->incoming(pass.thread, piece.from) + piece.offset;
+    std::uint8_t* to =
+        first_row + piece.groups.first * plane + std::ptrdiff_t{piece.rows.first} * transfer.row_bytes;
+    const auto bytes = static_cast<std::size_t>(piece.rows.count() * transfer.row_bytes);
+    if (!piece.joins) {
+      copy_pieces(from, piece.stride, to, plane, bytes, piece.groups.count());
+      continue;
+    }
+    for (int group = piece.groups.first; group < piece.groups.last; ++group) {
+      join_bytes(from, to, bytes);
+      from += piece.stride;
+      to += plane;
+    }
   }
 }
 
@@ -168,6 +173,15 @@ void PositionPlanes::run_rows(const Pass& pass, std::size_t index, const LayerTe
   const auto output_view = [&](std::size_t tensor, const ActivationFormat& format) {
     return view(tensor, format, plane_bytes(layer.layout, format));
   };
+  // Another thread computes the first channels of a group, which receive() adds to these.
+  const auto clear_cut_group = [&](std::size_t tensor, const ActivationFormat& format) {
+    if (channels.first % format.channels == 0) return;
+    const int group = channels.first / format.channels;
+    std::memset(output_view(tensor, format).at(0, group), 0,
+                static_cast<std::size_t>(positions * format.bytes));
+  };
+  clear_cut_group(tensors.output, stage.format);
+  if (stage.derived_bits != 0) clear_cut_group(tensors.derived, stage.derived_format);
   kernel.run(planned.packed, stage,
              {view(tensors.input, kernel.input_format, layer.input_plane_bytes), layer.taps,
               (positions + kernel.lanes - 1) / kernel.lanes, channels.first, channels.last,

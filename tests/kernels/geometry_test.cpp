@@ -22,9 +22,11 @@ INSTANTIATE_TEST_SUITE_P(Bytes, ColumnCopiesOf, testing::Values(1, 2, 4));
 TEST_P(ColumnCopiesOf, GiveEveryTapItsNeighbourOrZero) {
   const int bytes = GetParam();
   constexpr int kGroups = 2;
+  std::vector<int> widths = {32, 48};
+  for (int width = 1; width <= 20; ++width) widths.push_back(width);
   for (const int stride : {1, 2}) {
     for (int height = 1; height <= 20; ++height) {
-      for (int width = 1; width <= 20; ++width) {
+      for (const int width : widths) {
         const int input_height = height * stride;
         const int input_width = width * stride;
         const ConvolutionShape shape{1, 1, 3, stride, 1, input_height, input_width};

@@ -60,6 +60,13 @@ MUTATIONS = [
     ("kernels/output_avx512.h", "std::memset(limits, 255", "std::memset(limits, 254"),
     ("kernels/thresholds.cpp", "< static_cast<int>(k)", "<= static_cast<int>(k)"),
     ("kernels/int2_avx512_vbmi.cpp", "add_step(eight, 32,", "add_step(eight, 24,"),
+    ("kernels/int2_avx512_vbmi.cpp", "add_step(words_of_two, 32,", "add_step(words_of_two, 24,"),
+    ("kernels/int2_avx512_vbmi.cpp", "joins_ && group == first_group_ ?", "joins_ && group != first_group_ ?"),
+    ("kernels/int2_avx512_vbmi.cpp", "chunk - chunk % kTileChannels + kChunk", "chunk + kChunk"),
+    ("kernels/output_avx512.h", "if (c + 1 == before)", "if (c + 2 == before)"),
+    ("kernels/int8_avx512_vnni.cpp", "kEight && b == kParts", "kEight && b == kParts + 1"),
+    ("kernels/int8_avx512_vnni.cpp", "[position - block.first_position]", "[unit]"),
+    ("kernels/geometry.cpp", "store(right + at, load(same + at + Bytes))", "store(right + at, load(same + at))"),
     ("kernels/steps.h", "return beyond == 0;", "return beyond >= 0;"),
     ("kernels/run_packing.cpp", "a[i].lowest + b[i].lowest < lane_.lowest ||", "a[i].lowest < lane_.lowest ||"),
 ]

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -28,19 +29,41 @@ std::vector<int> writers(const std::vector<Share>& shares, int rows, int channel
   return count;
 }
 
-/// Every row that a thread reads of a channel group is its own or in one message to it.
+/// The channels of a group that a thread writes, one bit each.
+unsigned written_bits(const Transfer& transfer, std::size_t thread, int group) {
+  unsigned bits = 0;
+  for (int i = 0; i < transfer.format.channels; ++i) {
+    if (holds(transfer.written[thread].channels, transfer.format.channels * group + i)) bits |= 1U << i;
+  }
+  return bits;
+}
+
+/// Every channel of every row that a thread reads is its own or in one message to it, and ends where it
+/// should: what the memory held before is neither left in a group nor added to it.
 void expect_complete(const Transfer& transfer, int channels) {
+  constexpr unsigned kGarbage = 0xFF00;
   for (std::size_t to = 0; to < transfer.needed.size(); ++to) {
     for (int row = transfer.needed[to].first; row < transfer.needed[to].last; ++row) {
       for (int group = 0; group < group_count(transfer.format, channels); ++group) {
-        int sources = 0;
-        for (std::size_t from = 0; from < transfer.written.size(); ++from) {
-          if (transfer.written[from].empty() || !holds(transfer.groups(from), group)) continue;
-          const Range& rows =
-              from == to ? transfer.written[from].rows : transfer.sent[from][to < from ? 0 : 1];
-          sources += holds(rows, row);
+        const Share& own = transfer.written[to];
+        unsigned memory = kGarbage;
+        if (!own.empty() && holds(own.rows, row) && holds(transfer.groups(to), group)) {
+          memory = written_bits(transfer, to, group);
         }
-        ASSERT_EQ(sources, 1) << "thread " << to << ", row " << row << ", group " << group;
+        for (const Piece& piece : transfer.received[to]) {
+          if (!holds(piece.rows, row) || !holds(piece.groups, group)) continue;
+          const auto from = static_cast<std::size_t>(piece.from);
+          ASSERT_TRUE(holds(transfer.sent[from][to < from ? 0 : 1], row));
+          const unsigned bits = written_bits(transfer, from, group);
+          ASSERT_EQ(piece.joins ? memory & bits : 0U, 0U);
+          memory = piece.joins ? memory | bits : bits;
+        }
+        unsigned expected = 0;
+        for (int i = 0; i < std::min(transfer.format.channels, channels - transfer.format.channels * group);
+             ++i) {
+          expected |= 1U << i;
+        }
+        ASSERT_EQ(memory, expected) << "thread " << to << ", row " << row << ", group " << group;
       }
     }
   }
