@@ -55,14 +55,19 @@ struct QuadSteps {
   }
 };
 
-/// What a register block holds: 1, 2 or 3 positions of four output channels, or one position of eight, which
-/// are two `units` of four as two positions are.
+/// What a register block holds: 1, 2 or 3 positions of four output channels, or one position of eight. Units
+/// are positions or, then, fours of channels.
 enum class Form { one, two, three, eight_channels };
 inline constexpr int kForms = 4;
 
 constexpr int units_of(Form form) {
   return form == Form::one ? 1 : form == Form::three ? 3 : 2;
 }
+
+/// Sums of a register block: [unit][part][output channel].
+struct Sums {
+  __m512i words[kBlockChannels * kPositions * kParts];
+};
 
 /// What a register block is computed from.
 struct Operands {
@@ -73,11 +78,6 @@ struct Operands {
   std::ptrdiff_t block_bytes;  ///< to the weights of the next four channels
 };
 
-/// Sums of a register block: [unit][part][output channel].
-struct Sums {
-  __m512i words[kBlockChannels * kPositions * kParts];
-};
-
 /// B: units * kParts registers; register b is part b % kParts of unit b / kParts. write(i), for i below
 /// `writes`, is called between the steps, `sums` being as they were.
 template <Form form, typename Write, std::size_t... B>
@@ -86,11 +86,8 @@ inline __attribute__((always_inline)) void accumulate_block(std::index_sequence<
                                                             const Write& write) {
   constexpr std::size_t kCount = sizeof...(B);
   constexpr bool kEight = form == Form::eight_channels;
-  const std::uint8_t* const input = operands.input;
-  const std::ptrdiff_t stride = operands.stride;
-  const std::uint8_t* const weights = operands.weights;
-  const std::ptrdiff_t block_bytes = operands.block_bytes;
-  const QuadSteps& steps = *operands.steps;
+  const auto [input, stride, of_call, weights, block_bytes] = operands;  // copies, for the stores' sake
+  const QuadSteps& steps = *of_call;
   const std::uint8_t* const position[kPositions] = {input, kEight ? input : input + stride,
                                                     input + 2 * stride};
   const __m512i zero = _mm512_setzero_si512();
@@ -104,17 +101,18 @@ inline __attribute__((always_inline)) void accumulate_block(std::index_sequence<
   for (int i = 0; i < writes; ++i) {
     write(i);
     for (const Step* const end = i + 1 < writes ? step + stretch : last; step != end; ++step) {
-      const std::uint8_t* const quads = weights + step->weights;
+      const std::uint8_t* quads = weights + step->weights;
       __m512i weights0 = broadcast_quad(quads);
       __m512i weights1 = broadcast_quad(quads + kQuad);
       __m512i weights2 = broadcast_quad(quads + 2 * kQuad);
       __m512i weights3 = broadcast_quad(quads + 3 * kQuad);
       const auto add = [&](std::size_t b) __attribute__((always_inline)) {
         if (kEight && b == kParts) {
-          weights0 = broadcast_quad(quads + block_bytes);
-          weights1 = broadcast_quad(quads + block_bytes + kQuad);
-          weights2 = broadcast_quad(quads + block_bytes + 2 * kQuad);
-          weights3 = broadcast_quad(quads + block_bytes + 3 * kQuad);
+          quads += block_bytes;
+          weights0 = broadcast_quad(quads);
+          weights1 = broadcast_quad(quads + kQuad);
+          weights2 = broadcast_quad(quads + 2 * kQuad);
+          weights3 = broadcast_quad(quads + 3 * kQuad);
         }
         const __m512i a = load(position[b / kParts] + step->input + kPartBytes * (b % kParts));
         sums0[b] = _mm512_dpbusd_epi32(sums0[b], a, weights0);
@@ -141,21 +139,17 @@ void accumulate(const Operands& operands, Sums& sums) {
 constexpr Accumulate kAccumulate[kForms] = {accumulate<Form::one>, accumulate<Form::two>,
                                             accumulate<Form::three>, accumulate<Form::eight_channels>};
 
-/// A finished register block.
+/// Finished sums of some positions of four channels; of a register block of eight, its first or second unit.
 struct Block {
-  const Sums* sums;
-  Form form;
+  const __m512i* sums;
+  int positions;
   int first_position;
-  int first_channel;
+  int channel;
 
-  int position(int unit) const {
-    return form == Form::eight_channels ? first_position : first_position + unit;
-  }
-  int channel(int unit) const {
-    return form == Form::eight_channels ? first_channel + kBlockChannels * unit : first_channel;
-  }
-  __m512i sum(int k, int unit, int part) const {
-    return sums->words[(unit * kParts + part) * kBlockChannels + k];
+  __m512i sum(int k, int p, int part) const { return sums[(p * kParts + part) * kBlockChannels + k]; }
+  /// Of a register block of eight channels that begins with this one.
+  Block second_unit() const {
+    return {sums + kParts * kBlockChannels, positions, first_position, channel + kBlockChannels};
   }
 };
 
@@ -166,12 +160,11 @@ bool is_direct(const ActivationFormat& format) {
 
 /// bytes: [part] what requantized() gives.
 inline void store_parts(const OutputView& view, const ActivationFormat& format, ByteTile& tile,
-                        const Block& block, int unit, int channels, const __m512i (&bytes)[kParts]) {
-  const int position = block.position(unit);
-  const int channel = block.channel(unit);
+                        const Block& block, int p, int channels, const __m512i (&bytes)[kParts]) {
+  const int position = block.first_position + p;
   if (format == kQuads8) {
     for (int part = 0; part < kParts; ++part) {
-      store(view.at(position, channel / kQuad) + kPartBytes * part, to_quads(bytes[part]));
+      store(view.at(position, block.channel / kQuad) + kPartBytes * part, to_quads(bytes[part]));
     }
     return;
   }
@@ -183,9 +176,8 @@ inline void store_parts(const OutputView& view, const ActivationFormat& format, 
   const __m256i lanes[kQuad] = {_mm512_castsi512_si256(planes01), _mm512_extracti64x4_epi64(planes01, 1),
                                 _mm512_castsi512_si256(planes23), _mm512_extracti64x4_epi64(planes23, 1)};
   for (int k = 0; k < channels; ++k) {
-    std::uint8_t* to = format == kPlanar8
-                           ? view.at(position, channel + k)
-                           : tile.bytes[channel % kTileChannels + k][position - block.first_position];
+    std::uint8_t* to = format == kPlanar8 ? view.at(position, block.channel + k)
+                                          : tile.bytes[block.channel % kTileChannels + k][p];
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), lanes[k]);
   }
 }
@@ -204,21 +196,21 @@ void output_block(const OutputStage& given_stage, const DerivedSteps& given_step
   const DerivedSteps steps = given_steps;
   const ConvolutionCall call = given_call;
   const Block block = given_block;
-  for (int unit = 0; unit < units_of(block.form); ++unit) {
-    const int channel = block.channel(unit);
-    const int channels = std::min(kBlockChannels, call.last_channel - channel);
-    const Requantization to(stage, channel);
+  const int channels = std::min(kBlockChannels, call.last_channel - block.channel);
+  const Requantization to(stage, block.channel);
+  for (int p = 0; p < block.positions; ++p) {
     __m512i bytes[kParts];
 #pragma GCC unroll 2
     for (int part = 0; part < kParts; ++part) {
       bytes[part] = requantized<residual, is_signed_output>(
-          to, residual_of<residual>(call, block.position(unit), part, channel), call.residual.group_stride,
-          channels, [&](int k) __attribute__((always_inline)) { return block.sum(k, unit, part); });
+          to, residual_of<residual>(call, block.first_position + p, part, block.channel),
+          call.residual.group_stride,
+          channels, [&](int k) __attribute__((always_inline)) { return block.sum(k, p, part); });
     }
-    store_parts(call.output, stage.format, tile, block, unit, channels, bytes);
+    store_parts(call.output, stage.format, tile, block, p, channels, bytes);
     if (stage.derived_bits != 0) {
       const __m512i derived[kParts] = {derive(bytes[0], stage, steps), derive(bytes[1], stage, steps)};
-      store_parts(call.derived, stage.derived_format, derived_tile, block, unit, channels, derived);
+      store_parts(call.derived, stage.derived_format, derived_tile, block, p, channels, derived);
     }
   }
 }
@@ -240,30 +232,32 @@ Output choose_output(const OutputStage& stage, const ConvolutionCall& call, std:
                                : output_block<Residual::unsigned_planar, false>;
 }
 
-/// A block whose sums are still to be requantized.
+/// A register block whose sums are still to be requantized.
 struct Waiting {
   const OutputStage& stage;
   const DerivedSteps& steps;
   const ConvolutionCall& call;
-  Block block;
+  Form form;
+  Block block;  ///< of eight channels the first four
 };
 
 /// Multiplies a block, and requantizes the one before it; `sums` are first its sums, then the new ones.
 using AccumulateBehind = void (*)(const Operands& operands, Sums& sums, const Waiting& waiting);
 
-/// Output and residual are quads8, and what is derived.
+/// Output and residual are quads8, and what is derived. Both blocks are of eight channels, or none.
 template <Form form, Residual residual, bool is_signed_output, bool derives>
 void accumulate_behind(const Operands& operands, Sums& sums, const Waiting& waiting) {
+  constexpr bool kEight = form == Form::eight_channels;
   const ConvolutionCall call = waiting.call;
-  const OutputStage& stage = waiting.stage;
   const Block block = waiting.block;
+  const Requantization to(waiting.stage, block.channel);
   const auto write = [&](int i) __attribute__((always_inline)) {
     const int unit = i / kParts;
     const int part = i % kParts;
-    const int position = block.position(unit);
-    const int channel = block.channel(unit);
+    const int position = kEight ? block.first_position : block.first_position + unit;
+    const int channel = kEight ? block.channel + kBlockChannels * unit : block.channel;
     const __m512i bytes = requantized<residual, is_signed_output>(
-        Requantization(stage, channel), residual_of<residual>(call, position, part, channel),
+        kEight ? to.behind(kBlockChannels * unit) : to, residual_of<residual>(call, position, part, channel),
         call.residual.group_stride,
         kBlockChannels, [&](int k) __attribute__((always_inline)) { return block.sum(k, unit, part); });
     const int group = channel / kQuad;
@@ -274,15 +268,17 @@ void accumulate_behind(const Operands& operands, Sums& sums, const Waiting& wait
     }
   };
   accumulate_block<form>(std::make_index_sequence<units_of(form) * kParts>{}, operands, sums,
-                         units_of(block.form) * kParts, write);
+                         units_of(waiting.form) * kParts, write);
 }
 
+/// Of eight channels with one code for signed and unsigned residuals.
 template <Residual residual, bool is_signed_output, bool derives>
 constexpr AccumulateBehind kAccumulateBehind[kForms] = {
     accumulate_behind<Form::one, residual, is_signed_output, derives>,
     accumulate_behind<Form::two, residual, is_signed_output, derives>,
     accumulate_behind<Form::three, residual, is_signed_output, derives>,
-    accumulate_behind<Form::eight_channels, residual, is_signed_output, derives>};
+    accumulate_behind<Form::eight_channels, residual == Residual::none ? residual : Residual::any_quads,
+                      is_signed_output, derives>};
 
 /// By form, of a layer for which there is an Output; nullptr: each block is requantized at once.
 const AccumulateBehind* choose_behind(const OutputStage& stage, const DerivedSteps& steps) {
@@ -296,22 +292,25 @@ const AccumulateBehind* choose_behind(const OutputStage& stage, const DerivedSte
     return derives ? kAccumulateBehind<Residual::none, false, true>
                    : kAccumulateBehind<Residual::none, false, false>;
   }
-  return derives ? kAccumulateBehind<Residual::any_quads, false, true>
-                 : kAccumulateBehind<Residual::any_quads, false, false>;
+  if (stage.residual_signed) {
+    return derives ? kAccumulateBehind<Residual::signed_quads, false, true>
+                   : kAccumulateBehind<Residual::signed_quads, false, false>;
+  }
+  return derives ? kAccumulateBehind<Residual::unsigned_quads, false, true>
+                 : kAccumulateBehind<Residual::unsigned_quads, false, false>;
 }
 
 /// Every other combination of formats, value by value.
 void output_plainly(const OutputStage& stage, const ConvolutionCall& call, const Block& block) {
-  for (int unit = 0; unit < units_of(block.form); ++unit) {
+  const int channels = std::min(kBlockChannels, call.last_channel - block.channel);
+  for (int p = 0; p < block.positions; ++p) {
     alignas(64) std::int32_t sums[kBlockChannels][kLanes];
     for (int k = 0; k < kBlockChannels; ++k) {
       for (int part = 0; part < kParts; ++part) {
-        _mm512_storeu_si512(sums[k] + part * kPartLanes, block.sum(k, unit, part));
+        _mm512_storeu_si512(sums[k] + part * kPartLanes, block.sum(k, p, part));
       }
     }
-    const int channel = block.channel(unit);
-    write_plainly(stage, call, block.position(unit), channel,
-                  std::min(kBlockChannels, call.last_channel - channel), sums, kKernelLanes);
+    write_plainly(stage, call, block.first_position + p, block.channel, channels, sums, kKernelLanes);
   }
 }
 
@@ -351,8 +350,15 @@ void run_quads(const PackedConvolution& packed, const OutputStage& stage, const 
   alignas(64) Sums sums;
   ByteTile tile;
   ByteTile derived_tile;
-  Waiting waiting{stage, derived_steps, call, {&sums, Form::one, 0, 0}};
-  bool is_waiting = false;
+  const auto write = [&](Form form, const Block& block) {
+    const auto write_block = [&](const Block& some) {
+      if (output != nullptr) return output(stage, derived_steps, call, some, tile, derived_tile);
+      output_plainly(stage, call, some);
+    };
+    write_block(block);
+    if (form == Form::eight_channels) write_block(block.second_unit());
+  };
+  Waiting waiting{stage, derived_steps, call, Form::one, {sums.words, 0, 0, 0}};
   // As many as a tile holds, where one is needed.
   const int most_channels = behind != nullptr ? call.last_channel - call.first_channel : kTileChannels;
   for (int first = 0, left = call.positions; left > 0;) {
@@ -364,23 +370,23 @@ void run_quads(const PackedConvolution& packed, const OutputStage& stage, const 
         const Form form = eight ? Form::eight_channels : static_cast<Form>(positions - 1);
         const Operands operands{call.input.at(first, 0), call.input.position_stride, &steps,
                                 packed.weights.data() + channel / kBlockChannels * block_bytes, block_bytes};
-        if (is_waiting) {
+        if (waiting.block.positions != 0 && eight != (waiting.form == Form::eight_channels)) {
+          write(waiting.form, waiting.block);
+          waiting.block.positions = 0;
+        }
+        if (waiting.block.positions != 0) {
           behind[static_cast<int>(form)](operands, sums, waiting);
         } else {
           kAccumulate[static_cast<int>(form)](operands, sums);
         }
-        const Block block{&sums, form, first, channel};
-        channel += eight ? 2 * kBlockChannels : kBlockChannels;
+        const Block block{sums.words, positions, first, channel};
         if (behind != nullptr) {
+          waiting.form = form;
           waiting.block = block;
-          is_waiting = true;
-          continue;
-        }
-        if (output != nullptr) {
-          output(stage, derived_steps, call, block, tile, derived_tile);
         } else {
-          output_plainly(stage, call, block);
+          write(form, block);
         }
+        channel += eight ? 2 * kBlockChannels : kBlockChannels;
       }
       if (output != nullptr && !is_direct(stage.format)) {
         store_tile(call.output, stage.format, first, positions, chunk, channels, tile, kKernelLanes);
@@ -393,7 +399,7 @@ void run_quads(const PackedConvolution& packed, const OutputStage& stage, const 
     first += positions;
     left -= positions;
   }
-  if (is_waiting) output(stage, derived_steps, call, waiting.block, tile, derived_tile);
+  if (waiting.block.positions != 0) write(waiting.form, waiting.block);
 }
 
 namespace {

@@ -80,6 +80,14 @@ struct Requantization {
         ratio(stage.residual_ratio),
         highest(static_cast<std::uint8_t>(stage.range.highest)),
         residual_bias(stage.residual_signed ? std::numeric_limits<std::int8_t>::min() : std::int8_t{0}) {}
+
+  /// Of four channels `channels` behind these.
+  Requantization behind(int channels) const {
+    Requantization moved = *this;
+    moved.scale += channels;
+    moved.offset += channels;
+    return moved;
+  }
 };
 
 /// Four channels of 16 lanes in bytes; in 128-bit block b the lanes 4 b .. 4 b + 3 of channel 0, of 1, 2, 3.
