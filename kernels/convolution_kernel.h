@@ -136,9 +136,9 @@ struct ConvolutionKernel {
   /// before.
   bool (*supports)(const ConvolutionLayer& layer);
   PackedConvolution (*pack)(const ConvolutionLayer& layer);
-  /// Writes the output channels' groups completely: channels of the last group that do not exist become zero
-  /// when last_channel is the layer's last. Where first_channel lies inside a group, its channels are added
-  /// to what the output holds of that group, by or. Reads and writes nothing outside the views.
+  /// Writes whole groups: channels of the last one from last_channel on become zero, so calls for one map go
+  /// in ascending order. Where first_channel lies inside a group, the group's other channels are kept, and
+  /// the caller has made the call's own zero. Reads and writes nothing outside the views.
   void (*run)(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call);
   /// Of a residual that it adds fastest, where the residual is not the input of a convolution too.
   ActivationFormat stream_format = kPlanar8;
@@ -149,8 +149,8 @@ struct ConvolutionKernel {
 
   bool takes_rows = false;  ///< several in a call, which spares it the beginning and the end of a call
 
-  /// Whether its outputs, residuals and derived inputs may have the format. (A block of four channels, which
-  /// the AVX2 kernels write at once, does not end where a group of three does.)
+  /// Whether its outputs, residuals and derived inputs may have the format. (The AVX2 kernels write
+  /// blocks of four channels at once and know no groups of three.)
   bool writes(const ActivationFormat& format) const {
     return instruction_set != InstructionSet::avx2 || format != kIndex3;
   }

@@ -87,8 +87,7 @@ struct Block {
   const Channels* channels;
   int in_chunk;  ///< index of the first of the four in `channels`
   int first_position;
-  int channel;        ///< first of the four
-  int lone_channels;  ///< at a lone position: 4, or 8 for two blocks of channels
+  int channel;  ///< first of the four
 };
 
 /// All of these bytes by one load, the first one lowest. Opaque, or the compiler would load each by itself.
@@ -370,7 +369,7 @@ class IndexWriter {
   int first_position_;
   int first_group_;    ///< of the block's first channel
   int phase_;          ///< its place in that group
-  bool joins_;         ///< the group's first channels are in the output already
+  bool joins_;         ///< the group's first channels belong to another call and are kept
   int channels_left_;  ///< from it to the call's last one
   __m512i index_[kPositions];
 };
@@ -586,8 +585,6 @@ struct PlainOutput {
   }
 };
 
-using Compute = void (*)(const Context& context, const Block& block);
-
 /// Two positions of four channels.
 template <typename Output>
 void compute_pair(const Context& context, const Block& block) {
@@ -595,17 +592,17 @@ void compute_pair(const Context& context, const Block& block) {
   accumulate(std::make_index_sequence<kPositions>{}, block, output);
 }
 
-/// One position of block.lone_channels channels.
+/// One position of four or eight channels.
 template <typename Output>
-void compute_lone(const Context& context, const Block& block) {
+void compute_lone(const Context& context, const Block& block, int channels) {
   LoneSums sums;
-  if (block.lone_channels == kBlockChannels) {
+  if (channels == kBlockChannels) {
     accumulate_lone(std::make_index_sequence<kBlockChannels>{}, block, 0, sums);
   } else {
     accumulate_lone(std::make_index_sequence<2 * kBlockChannels>{}, block, context.block_bytes, sums);
   }
   Block of_four = block;
-  for (int first = 0; first < block.lone_channels; first += kBlockChannels) {
+  for (int first = 0; first < channels; first += kBlockChannels) {
     Output output(context, of_four);
 #pragma GCC unroll 4
     for (int k = 0; k < kBlockChannels; ++k) output(k, sums.words[first + k], sums.odd[first + k]);
@@ -616,8 +613,8 @@ void compute_lone(const Context& context, const Block& block) {
 
 /// Of blocks of 1 and of 2 positions.
 struct Computes {
-  Compute lone;
-  Compute pair;
+  void (*lone)(const Context& context, const Block& block, int channels);
+  void (*pair)(const Context& context, const Block& block);
 };
 template <typename Output>
 constexpr Computes kComputes = {compute_lone<Output>, compute_pair<Output>};
@@ -707,7 +704,7 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
   for (int chunk = call.first_channel; chunk < call.last_channel; chunk = chunk_end) {
     // Chunks end where groups do.
     chunk_end = std::min(chunk - chunk % kTileChannels + kChunk, call.last_channel);
-    const int count = std::min(kChunk, padded - chunk);
+    const int count = (chunk_end - chunk + kBlockChannels - 1) / kBlockChannels * kBlockChannels;
     std::int32_t minimum[kChunk] = {};
     for (const Tap& tap : call.taps) {
       const std::int32_t* of_tap = minima + std::ptrdiff_t{tap.index} * padded + chunk;
@@ -720,7 +717,7 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
     for (int first = 0, left = call.positions; left > 0;) {
       const int positions = left / ((left + kPositions - 1) / kPositions);
       const std::uint8_t* input = call.input.at(first, 0);
-      const auto block_at = [&](int channel, int together) {
+      const auto block_at = [&](int channel) {
         return Block{input,
                      call.input.position_stride,
                      &steps,
@@ -729,15 +726,14 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
                      &channels,
                      channel - chunk,
                      first,
-                     channel,
-                     together};
+                     channel};
       };
       if (positions == 1 && !uses_tiles) {
         for (int channel = chunk; channel < chunk_end;) {
-          const int lone_channels =
+          const int channels_together =
               channel + kBlockChannels < chunk_end ? 2 * kBlockChannels : kBlockChannels;
-          computes.lone(context, block_at(channel, lone_channels));
-          channel += lone_channels;
+          computes.lone(context, block_at(channel), channels_together);
+          channel += channels_together;
         }
         ++first;
         --left;
@@ -748,7 +744,12 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
         const int before = std::max(chunk - tile_first, 0);  // channels of another call
         const int tile_channels = std::min(kTileChannels, chunk_end - tile_first);
         for (int k = before; k < tile_channels; k += kBlockChannels) {
-          (positions == 1 ? computes.lone : computes.pair)(context, block_at(tile_first + k, kBlockChannels));
+          const Block block = block_at(tile_first + k);
+          if (positions == 1) {
+            computes.lone(context, block, kBlockChannels);
+          } else {
+            computes.pair(context, block);
+          }
         }
         if (way.uses_tile && !in_bytes) {
           store_tile(call.output, stage.format, first, positions, tile_first, tile_channels, tile, kLanes,

@@ -359,8 +359,11 @@ void run_quads(const PackedConvolution& packed, const OutputStage& stage, const 
     if (form == Form::eight_channels) write_block(block.second_unit());
   };
   Waiting waiting{stage, derived_steps, call, Form::one, {sums.words, 0, 0, 0}};
-  // As many as a tile holds, where one is needed.
-  const int most_channels = behind != nullptr ? call.last_channel - call.first_channel : kTileChannels;
+  const bool uses_tile = output != nullptr && !is_direct(stage.format);
+  const bool uses_derived_tile =
+      output != nullptr && stage.derived_bits != 0 && !is_direct(stage.derived_format);
+  const int most_channels =
+      uses_tile || uses_derived_tile ? kTileChannels : call.last_channel - call.first_channel;
   for (int first = 0, left = call.positions; left > 0;) {
     const int positions = left / ((left + kPositions - 1) / kPositions);
     for (int chunk = call.first_channel; chunk < call.last_channel; chunk += most_channels) {
@@ -388,10 +391,10 @@ void run_quads(const PackedConvolution& packed, const OutputStage& stage, const 
         }
         channel += eight ? 2 * kBlockChannels : kBlockChannels;
       }
-      if (output != nullptr && !is_direct(stage.format)) {
+      if (uses_tile) {
         store_tile(call.output, stage.format, first, positions, chunk, channels, tile, kKernelLanes);
       }
-      if (output != nullptr && stage.derived_bits != 0 && !is_direct(stage.derived_format)) {
+      if (uses_derived_tile) {
         store_tile(call.derived, stage.derived_format, first, positions, chunk, channels, derived_tile,
                    kKernelLanes);
       }

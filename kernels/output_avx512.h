@@ -77,7 +77,7 @@ constexpr bool is_tile_format(const ActivationFormat& format) {
 
 /// Stores `channels` channels from `first_channel`, a multiple of 12, of positions first_position ...
 /// Channels of the last group that do not exist become zero. lanes: 64, or the first 32. before: so many of
-/// the first channels, a multiple of 4, are not in the tile but in the output already.
+/// the first channels, a multiple of 4, belong to another call: what the output has of them is kept.
 inline void store_tile(const OutputView& view, const ActivationFormat& format, int first_position,
                        int positions, int first_channel, int channels, const ByteTile& tile,
                        int lanes = kLanes, int before = 0) {
@@ -93,7 +93,11 @@ inline void store_tile(const OutputView& view, const ActivationFormat& format, i
         if (c + 1 == before) {
           bytes = _mm512_or_si512(bytes, _mm512_slli_epi16(tile.at(c + 1, p, channels, lanes), 2));
         }
-        store_lanes(group, _mm512_or_si512(bytes, load(group)));
+        const __m512i kept =
+            lanes == kLanes
+                ? load(group)
+                : _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(group)));
+        store_lanes(group, _mm512_or_si512(bytes, kept));
         continue;
       }
       const __m512i c0 = tile.at(c, p, channels, lanes);

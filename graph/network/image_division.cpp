@@ -50,10 +50,8 @@ Range read_rows(const Share& share, int stride, int input_size) {
           std::min((share.rows.last - 1) * stride + 2, input_size)};
 }
 
-/// Of a group that threads cut between channels, the first one's bytes are copied and the others' added.
 std::vector<Piece> pieces_for(const Transfer& transfer, std::size_t to) {
   std::vector<Piece> pieces;
-  const int channels_of_group = transfer.format.channels;
   const Share& own = transfer.written[to];
   for (std::size_t from = 0; from < transfer.written.size(); ++from) {
     const Share& share = transfer.written[from];
@@ -63,18 +61,15 @@ std::vector<Piece> pieces_for(const Transfer& transfer, std::size_t to) {
     const Range rows = common(sent, transfer.needed[to]);
     if (rows.empty()) continue;
     const Range groups = transfer.groups(from);
-    const bool joins_first = share.channels.first % channels_of_group != 0;
-    const bool joins_last = to > from && !own.empty() && own.rows.first == share.rows.first &&
-                            own.channels.first % channels_of_group != 0 &&
-                            own.channels.first / channels_of_group == groups.last - 1;
-    const int stride = sent.count() * transfer.row_bytes;
-    const std::size_t begin = (part == 0 ? 0 : transfer.part_bytes(from, 0)) +
-                              static_cast<std::size_t>((rows.first - sent.first) * transfer.row_bytes);
     const auto add = [&](const Range& some, bool joins) {
       if (some.empty()) return;
-      const std::size_t offset = begin + static_cast<std::size_t>((some.first - groups.first) * stride);
-      pieces.push_back({static_cast<int>(from), offset, stride, rows, some, joins});
+      pieces.push_back({static_cast<int>(from), transfer.place(from, part, some.first, rows.first),
+                        sent.count() * transfer.row_bytes, rows, some, joins});
     };
+    // Shares of the same rows are one behind the other in channels.
+    const bool joins_first = share.channels.first % transfer.format.channels != 0;
+    const bool joins_last =
+        !own.empty() && own.rows.first == share.rows.first && transfer.groups(to).first == groups.last - 1;
     const Range whole{groups.first + (joins_first ? 1 : 0), groups.last - (joins_last ? 1 : 0)};
     add({groups.first, whole.first}, true);
     add(whole, false);
@@ -82,6 +77,8 @@ std::vector<Piece> pieces_for(const Transfer& transfer, std::size_t to) {
   }
   return pieces;
 }
+
+}  // namespace
 
 Transfer make_transfer(const std::vector<Share>& written, std::vector<Range> needed,
                        const ActivationFormat& format, int width) {
@@ -103,8 +100,6 @@ Transfer make_transfer(const std::vector<Share>& written, std::vector<Range> nee
   return transfer;
 }
 
-}  // namespace
-
 Range common(const Range& a, const Range& b) {
   return {std::max(a.first, b.first), std::min(a.last, b.last)};
 }
@@ -112,6 +107,12 @@ Range common(const Range& a, const Range& b) {
 Range Transfer::groups(std::size_t thread) const {
   const Range& channels = written[thread].channels;
   return {channels.first / format.channels, group_count(format, channels.last)};
+}
+
+std::size_t Transfer::place(std::size_t thread, std::size_t part, int group, int row) const {
+  const Range& rows = sent[thread][part];
+  const int row_number = (group - groups(thread).first) * rows.count() + row - rows.first;
+  return (part == 0 ? 0 : part_bytes(thread, 0)) + static_cast<std::size_t>(row_number * row_bytes);
 }
 
 std::size_t Transfer::part_bytes(std::size_t thread, std::size_t part) const {

@@ -32,8 +32,8 @@ struct Piece {
   int stride;          ///< to the next group's
   Range rows;
   Range groups;
-  /// Of the group's channels the reader has some already, from a thread before or of its own: bytes are added
-  /// by or. Else they are copied.
+  /// Whether the reader has other channels of the group already, its own or an earlier thread's: then bytes
+  /// are added by or, else copied.
   bool joins;
 };
 
@@ -49,11 +49,16 @@ struct Transfer {
   int row_bytes = 0;                         ///< of a channel group
   ActivationFormat format{};
 
-  Range groups(
-      std::size_t thread) const;  ///< that the thread wrote, some of them perhaps not all channels of
-  /// Where the second part of a thread's message begins, and its bytes.
+  /// Those that the thread wrote, of the first and the last perhaps only some channels.
+  Range groups(std::size_t thread) const;
+  /// Where a row of a group lies in a message: a part has all rows of a group, then those of the next one.
+  std::size_t place(std::size_t thread, std::size_t part, int group, int row) const;
   std::size_t part_bytes(std::size_t thread, std::size_t part) const;
 };
+
+/// written, needed: [thread]. Maps of `width` columns.
+Transfer make_transfer(const std::vector<Share>& written, std::vector<Range> needed,
+                       const ActivationFormat& format, int width);
 
 /// Which thread computes what of an image. Layers whose maps have one size are cut in one way, so that a
 /// block's residual never leaves its thread. Bands of rows where there are enough of them, since neighbours

@@ -96,14 +96,14 @@ void PositionPlanes::send(const Pass& pass, const Transfer& transfer, const Colu
   const Range groups = transfer.groups(pass.index());
   const std::uint8_t* const first_row = data(pass, tensor) + groups.first * plane +
                                         std::ptrdiff_t{layout.position(0, 0)} * transfer.format.bytes;
-  std::uint8_t* message = pass.team->outgoing(pass.thread);
+  std::uint8_t* const message = pass.team->outgoing(pass.thread);
   for (std::size_t part = 0; part < 2; ++part) {
     const Range& rows = transfer.sent[pass.index()][part];
     if (rows.empty()) continue;
     const int bytes = rows.count() * transfer.row_bytes;
-    copy_pieces(first_row + std::ptrdiff_t{rows.first} * transfer.row_bytes, plane, message, bytes,
+    copy_pieces(first_row + std::ptrdiff_t{rows.first} * transfer.row_bytes, plane,
+                message + transfer.place(pass.index(), part, groups.first, rows.first), bytes,
                 static_cast<std::size_t>(bytes), groups.count());
-    message += transfer.part_bytes(pass.index(), part);
   }
   pass.team->publish(pass.thread);
 }
@@ -173,7 +173,9 @@ void PositionPlanes::run_rows(const Pass& pass, std::size_t index, const LayerTe
   const auto output_view = [&](std::size_t tensor, const ActivationFormat& format) {
     return view(tensor, format, plane_bytes(layer.layout, format));
   };
-  // Another thread computes the first channels of a group, which receive() adds to these.
+  // Another thread computes the first channels of a group, and receive() adds them. An output in its
+  // residual's place is never cut so: residuals have 1, 2 or 4 channels a group, which blocks are multiples
+  // of.
   const auto clear_cut_group = [&](std::size_t tensor, const ActivationFormat& format) {
     if (channels.first % format.channels == 0) return;
     const int group = channels.first / format.channels;

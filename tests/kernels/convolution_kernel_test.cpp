@@ -77,6 +77,20 @@ TEST_P(EveryKernel, EqualsTheReferenceForEveryNumberOfChannels) {
   }
 }
 
+/// More output channels than kernels prepare at once, in up to three calls.
+TEST_P(EveryKernel, EqualsTheReferenceForManyOutputChannels) {
+  const ConvolutionKernel& kernel = GetParam();
+  for (int seed = 0; seed < 24; ++seed) {
+    KernelProblem problem = random_problem(kernel, 3000 + static_cast<std::uint64_t>(seed));
+    problem.shape.input_channels = 5;
+    problem.shape.output_channels = 140 + seed;
+    problem.shape.input_height = problem.shape.input_width = 4;
+    problem.split = seed % 3;
+    problem.far_levels = false;
+    ASSERT_EQ(check_kernel(kernel, problem), "");
+  }
+}
+
 TEST_P(EveryKernel, EqualsTheReferenceForEveryMapSize) {
   const ConvolutionKernel& kernel = GetParam();
   for (int size = 1; size <= 33; ++size) {

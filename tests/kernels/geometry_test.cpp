@@ -85,6 +85,48 @@ TEST_P(ColumnCopiesOf, GiveEveryTapItsNeighbourOrZero) {
   }
 }
 
+/// The first convolution's: the border is a value of its own in each group.
+TEST_P(ColumnCopiesOf, PutTheBorderBesideTheMap) {
+  const int bytes = GetParam();
+  constexpr int kGroups = 2;
+  constexpr int kSize = 32;
+  const ColumnCopies layout{kSize, kSize, 32};
+  const std::ptrdiff_t plane = std::ptrdiff_t{layout.positions()} * bytes;
+  std::vector<std::uint8_t> planes(static_cast<std::size_t>(3 * kGroups * plane), 0xEE);
+  std::vector<std::uint8_t> border(static_cast<std::size_t>(kGroups * bytes));
+  const auto border_of = [](int group, int byte) { return static_cast<std::uint8_t>(10 + 4 * group + byte); };
+  for (int group = 0; group < kGroups; ++group) {
+    for (int byte = 0; byte < bytes; ++byte) {
+      border[static_cast<std::size_t>(group * bytes + byte)] = border_of(group, byte);
+      for (int row = 0; row < kSize; ++row) {
+        for (int column = 0; column < kSize; ++column) {
+          planes[static_cast<std::size_t>(group * plane + layout.position(row, column) * bytes + byte)] =
+              value_of(row, column, byte + group);
+        }
+      }
+    }
+  }
+  copy_columns(layout, planes.data(), kGroups, plane, kGroups * plane, bytes, 0, kSize, border.data());
+  for (const Tap& tap : column_taps({1, 1, 3, 1, 1, kSize, kSize}, layout, bytes, kGroups * plane)) {
+    for (int group = 0; group < kGroups; ++group) {
+      for (int row = 0; row < kSize; ++row) {
+        for (int column = 0; column < kSize; ++column) {
+          const int r = row + tap.index / 3 - 1;
+          const int c = column + tap.index % 3 - 1;
+          const bool inside = r >= 0 && r < kSize && c >= 0 && c < kSize;
+          for (int byte = 0; byte < bytes; ++byte) {
+            const std::ptrdiff_t at =
+                group * plane + layout.position(row, column) * bytes + tap.offset + byte;
+            ASSERT_EQ(planes[static_cast<std::size_t>(at)],
+                      inside ? value_of(r, c, byte + group) : border_of(group, byte))
+                << "tap " << tap.index << " row " << row << " column " << column;
+          }
+        }
+      }
+    }
+  }
+}
+
 /// Every output position lies in exactly one run, whose taps are all of its own that lie inside the map.
 TEST(ConvolutionGeometry, CutsAMapIntoRunsWithOrWithoutSeveralRowsTogether) {
   for (const bool several_rows : {false, true}) {

@@ -68,6 +68,8 @@ MUTATIONS = [
     ("kernels/int8_avx512_vnni.cpp", "block.channel + kBlockChannels * unit :", "block.channel :"),
     ("kernels/int8_avx512_vnni.cpp", "eight != (waiting.form == Form::eight_channels)", "false"),
     ("kernels/geometry.cpp", "store(right + at, load(same + at + Bytes))", "store(right + at, load(same + at))"),
+    ("kernels/geometry.cpp", "const __m128i first = _mm_srli_si128(border, kRegisterBytes - Bytes)",
+     "const __m128i first = _mm_slli_si128(border, kRegisterBytes - Bytes)"),
     ("kernels/steps.h", "return beyond == 0;", "return beyond >= 0;"),
     ("kernels/run_packing.cpp", "a[i].lowest + b[i].lowest < lane_.lowest ||", "a[i].lowest < lane_.lowest ||"),
 ]

@@ -133,6 +133,31 @@ TEST(IntegerNetwork, TilesOfEveryInstructionSetOnSeveralThreads) {
   }
 }
 
+/// Maps cut by rows, by channels, and by both, in each instruction set's formats.
+TEST(IntegerNetwork, ASingleImageOfEveryInstructionSetOnSeveralThreads) {
+  constexpr int kImages = 2;
+  const std::vector<std::uint8_t> pixels = random_pixels(kImages, 64);
+  for (const int bits : {16, 8, 4, 2}) {
+    const QuantizedNetwork quantized = random_network(describe_network("he", 8, "B"), bits, bits, 63);
+    std::vector<float> expected(kImages * 10);
+    omp_set_num_threads(omp_get_num_procs());
+    ReferenceNetwork(quantized).run(pixels.data(), kImages, expected.data());
+    for (int set = static_cast<int>(InstructionSet::avx2);
+         set <= static_cast<int>(effective_instruction_set()); ++set) {
+      for (const int threads : {2, 3, 4, 6, 8}) {
+        omp_set_num_threads(threads);
+        const IntegerNetwork network(quantized, static_cast<InstructionSet>(set));
+        std::vector<float> logits(kImages * 10);
+        for (int image = 0; image < kImages; ++image) {
+          network.run(pixels.data() + image * 3072, 1, logits.data() + image * 10);
+        }
+        EXPECT_EQ(logits, expected) << bits << " bits, instruction set " << set << ", " << threads
+                                    << " threads";
+      }
+    }
+  }
+}
+
 /// Levels that some kernels' proofs refuse, in every second layer: layers of one network then are left to
 /// kernels of different instruction sets, which must agree on the formats of the maps between them.
 TEST(IntegerNetwork, KernelsOfOneNetworkAgreeWhateverItsLevels) {
