@@ -77,14 +77,14 @@ TEST_P(EveryKernel, EqualsTheReferenceForEveryNumberOfChannels) {
   }
 }
 
-/// More output channels than kernels prepare at once, in up to three calls.
+/// More output channels than kernels prepare at once, in up to three calls of several register blocks of positions.
 TEST_P(EveryKernel, EqualsTheReferenceForManyOutputChannels) {
   const ConvolutionKernel& kernel = GetParam();
   for (int seed = 0; seed < 24; ++seed) {
     KernelProblem problem = random_problem(kernel, 3000 + static_cast<std::uint64_t>(seed));
     problem.shape.input_channels = 5;
     problem.shape.output_channels = 140 + seed;
-    problem.shape.input_height = problem.shape.input_width = 4;
+    problem.shape.input_height = problem.shape.input_width = 10;
     problem.split = seed % 3;
     problem.far_levels = false;
     ASSERT_EQ(check_kernel(kernel, problem), "");
