@@ -77,16 +77,25 @@ TEST_P(EveryKernel, EqualsTheReferenceForEveryNumberOfChannels) {
   }
 }
 
-/// More output channels than kernels prepare at once, in up to three calls of several register blocks of positions.
+/// More output channels than kernels prepare at once, in up to three calls of several register blocks of
+/// positions; where the widths allow it, 2-bit outputs or derived inputs, which may have three channels a
+/// group.
 TEST_P(EveryKernel, EqualsTheReferenceForManyOutputChannels) {
   const ConvolutionKernel& kernel = GetParam();
-  for (int seed = 0; seed < 24; ++seed) {
+  for (int seed = 0; seed < 80; ++seed) {
     KernelProblem problem = random_problem(kernel, 3000 + static_cast<std::uint64_t>(seed));
     problem.shape.input_channels = 5;
-    problem.shape.output_channels = 140 + seed;
-    problem.shape.input_height = problem.shape.input_width = 10;
+    problem.shape.output_channels = 140 + seed / 4;
+    problem.shape.input_height = 4;
+    problem.shape.input_width = 8;
     problem.split = seed % 3;
     problem.far_levels = false;
+    if (kernel.weight_bits != 16) {
+      problem.output_bits = seed % 2 == 0 ? 2 : 8;
+      problem.derived_bits = seed % 2 == 0 ? 0 : 2;
+      problem.residual = seed % 2 == 0 ? 0 : problem.residual;
+      problem.output_signed = false;
+    }
     ASSERT_EQ(check_kernel(kernel, problem), "");
   }
 }
