@@ -77,7 +77,8 @@ constexpr bool is_tile_format(const ActivationFormat& format) {
 
 /// Stores `channels` channels from `first_channel`, a multiple of 12, of positions first_position ...
 /// Channels of the last group that do not exist become zero. lanes: 64, or the first 32. before: so many of
-/// the first channels, a multiple of 4, belong to another call: what the output has of them is kept.
+/// the first channels, a multiple of 4, belong to another call: what the output has of them is kept (64
+/// lanes).
 inline void store_tile(const OutputView& view, const ActivationFormat& format, int first_position,
                        int positions, int first_channel, int channels, const ByteTile& tile,
                        int lanes = kLanes, int before = 0) {
@@ -88,37 +89,29 @@ inline void store_tile(const OutputView& view, const ActivationFormat& format, i
   for (int p = 0; p < positions; ++p) {
     for (int c = before - before % format.channels; c < channels; c += format.channels) {
       std::uint8_t* group = view.at(first_position + p, (first_channel + c) / format.channels);
-      if (c < before) {  // index3: the last one or two of its channels
-        __m512i bytes = _mm512_slli_epi16(tile.at(c + 2, p, channels, lanes), 4);
-        if (c + 1 == before) {
-          bytes = _mm512_or_si512(bytes, _mm512_slli_epi16(tile.at(c + 1, p, channels, lanes), 2));
-        }
-        const __m512i kept =
-            lanes == kLanes
-                ? load(group)
-                : _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(group)));
-        store_lanes(group, _mm512_or_si512(bytes, kept));
-        continue;
-      }
-      const __m512i c0 = tile.at(c, p, channels, lanes);
+      const auto at = [&](int channel) {
+        return channel < before ? _mm512_setzero_si512() : tile.at(channel, p, channels, lanes);
+      };
+      const __m512i c0 = at(c);
       if (format == kPlanar8) {
         store_lanes(group, c0);
         continue;
       }
-      const __m512i c1 = tile.at(c + 1, p, channels, lanes);
+      const __m512i c1 = at(c + 1);
       if (format == kIndex2) {
         store_lanes(group, _mm512_or_si512(c0, _mm512_slli_epi16(c1, 2)));
         continue;
       }
-      const __m512i c2 = tile.at(c + 2, p, channels, lanes);
+      const __m512i c2 = at(c + 2);
       if (format == kIndex3) {
-        store_lanes(group,
-                    _mm512_or_si512(_mm512_or_si512(c0, _mm512_slli_epi16(c1, 2)), _mm512_slli_epi16(c2, 4)));
+        const __m512i bytes =
+            _mm512_or_si512(_mm512_or_si512(c0, _mm512_slli_epi16(c1, 2)), _mm512_slli_epi16(c2, 4));
+        store_lanes(group, c < before ? _mm512_or_si512(bytes, load(group)) : bytes);
         continue;
       }
       // kQuads8. The unpacks work in 128-bit blocks: block b of quad[j] is lanes 16 b + 4 j .. 16 b + 4 j
       // + 3.
-      const __m512i c3 = tile.at(c + 3, p, channels, lanes);
+      const __m512i c3 = at(c + 3);
       const __m512i low01 = _mm512_unpacklo_epi8(c0, c1);
       const __m512i high01 = _mm512_unpackhi_epi8(c0, c1);
       const __m512i low23 = _mm512_unpacklo_epi8(c2, c3);

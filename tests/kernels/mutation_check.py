@@ -63,7 +63,7 @@ MUTATIONS = [
     ("kernels/int2_avx512_vbmi.cpp", "add_step(words_of_two, 32,", "add_step(words_of_two, 24,"),
     ("kernels/int2_avx512_vbmi.cpp", "joins_ && group == first_group_ ?", "joins_ && group != first_group_ ?"),
     ("kernels/int2_avx512_vbmi.cpp", "chunk - chunk % kTileChannels + kChunk", "chunk + kChunk"),
-    ("kernels/output_avx512.h", "if (c + 1 == before)", "if (c + 2 == before)"),
+    ("kernels/output_avx512.h", "channel < before ?", "channel < before - 1 ?"),
     ("kernels/int8_avx512_vnni.cpp", "kEight && b == kParts", "kEight && b == kParts + 1"),
     ("kernels/int8_avx512_vnni.cpp", "block.channel + kBlockChannels * unit :", "block.channel :"),
     ("kernels/int8_avx512_vnni.cpp", "eight != (waiting.form == Form::eight_channels)", "false"),

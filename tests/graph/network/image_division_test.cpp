@@ -163,9 +163,7 @@ TEST(ImageDivision, GivesEveryOutputToOneThreadAndEveryInputToItsReaders) {
               plan.convolutions[static_cast<std::size_t>(description.blocks[b].conv1)].shape;
           expect_complete(division.blocks[b].input, conv1.input_channels);
           expect_complete(division.blocks[b].middle, conv1.output_channels);
-          if (description.blocks[b].shortcut == Shortcut::pad_channels) {
-            expect_complete(division.blocks[b].stream, conv1.input_channels);
-          }
+          expect_complete(division.blocks[b].stream, conv1.input_channels);
         }
       }
     }
