@@ -14,7 +14,7 @@
 // loads for 12 look-ups leave the look-ups the bound. What was tried instead is in docs/kernels.md.
 //
 //   weights:  [16 tables][16], then [pair of output channels][tap][group of 2 input channels][2] places
-//   program:  run length, then [tap][output channel, padded] sums of the tables' minima
+//   program:  TableProgram
 
 #include <array>
 #include <cstdint>
@@ -42,7 +42,7 @@ int padded_channels_of(const ConvolutionShape& shape) {
 }
 
 int run_length_of(const ConvolutionLayer& layer) {
-  return proven_run_length<kIndex2>(layer, kLargestSum);
+  return proven_run_length<kIndex2>(layer, false, kLargestSum);
 }
 
 bool supports(const ConvolutionLayer& layer) {
@@ -338,8 +338,8 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
       std::ptrdiff_t{packed.shape.kernel} * packed.shape.kernel * groups * kPair;
   const std::uint8_t* tables = packed.weights.data();
   const std::uint8_t* weights = tables + kTables * kTableBytes;
-  const std::int32_t* minima = packed.program.data() + 1;
-  const Steps steps(call, groups, packed.program[0]);
+  const TableProgram program(packed, padded);
+  const Steps steps(call, groups, program.run_length);
   const Output output = choose_output(stage, call);
 
   alignas(32) Partial partial[kOutputBlock / kPair];
@@ -349,7 +349,7 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
     const int chunk_end = std::min(chunk + kChunk, call.last_channel);
     std::memset(minimum, 0, sizeof minimum);
     for (const Tap& tap : call.taps) {
-      const std::int32_t* of_tap = minima + std::ptrdiff_t{tap.index} * padded + chunk;
+      const std::int32_t* of_tap = program.minima + std::ptrdiff_t{tap.index} * padded + chunk;
       const int count = std::min(kChunk, padded - chunk);
       for (int k = 0; k < count; ++k) minimum[k] += of_tap[k];
     }

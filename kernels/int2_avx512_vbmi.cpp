@@ -4,22 +4,29 @@
 //   table of three weights, 64 bytes (look_up_tables.h)
 //
 // Four levels give 64 tables, 4 KB a layer; three weights are stored as their table's number, one byte. Runs,
-// their proof and their widening are int2_avx2.cpp's, with entries of up to 27 for +-1, +-3.
+// their proof and tables of u, for runs of twice the length, are look_up_tables.h's.
 //
-// Blocks of 2 positions x 4 output channels: 8 sums of the run, 16 widened ones and 4 tables of the 32
-// registers; 6 vector loads for 8 look-ups leave the look-ups the bound where a cycle has one. Sums become
-// outputs before they leave their registers. A 2-bit output is how many of three thresholds a sum exceeds:
-// sums start from minus the second threshold, so that they may be saturated to bytes before they are compared
-// with 0 and with the other two, wherever these are less than 128 away.
+// Blocks of up to 6 positions x 4 output channels: 24 sums of a run, 4 tables, indices and products are the
+// 32 registers, and a table that is loaded serves 6 look-ups. The sums of a run are stored as bytes; the
+// output widens two runs at a time: their bytes side by side are what vpmaddubsw adds, times 2 where tables
+// are of u.
 //
-//   weights:  [64 tables][64], then [block of 4 output channels][tap][group of 3 input channels][4] numbers
-//   program:  run length, then [tap][output channel, padded] sums of the tables' minima
+// Additions saturate although no sum can: CPUs with two pipes for look-ups do saturating additions on the
+// other two, while any pipe may get a plain one and then keeps a look-up waiting.
+//
+// A 2-bit output is how many of three thresholds a sum exceeds: sums start from minus the second threshold,
+// so that they may be saturated to bytes before they are compared with 0 and with the other two, wherever
+// these are less than 128 away.
+//
+//   weights, program:  look_up_tables.h, numbers in blocks of 4 output channels
 
 #include <array>
 #include <bit>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <optional>
+#include <type_traits>
 #include <utility>
 
 #include "kernels/kernels.h"
@@ -30,7 +37,9 @@
 namespace nibble {
 namespace {
 
-constexpr int kPositions = 2;
+constexpr int kPositions = 6;
+constexpr int kHalvedChannels = 16;  ///< output channels of layers whose tables may be of u, at least
+constexpr int kManyChannels = 48;    ///< of calls for which sums of activations pay even if nothing is shared
 constexpr int kGroup = kIndex3.channels;  ///< input channels of a step
 constexpr int kTableBytes = LookUpTables<kIndex3>::kEntries;
 constexpr int kTables = LookUpTables<kIndex3>::kTables;
@@ -46,7 +55,16 @@ int padded_channels_of(const ConvolutionShape& shape) {
 }
 
 int run_length_of(const ConvolutionLayer& layer) {
-  return proven_run_length<kIndex3>(layer, kLargestSum);
+  return proven_run_length<kIndex3>(layer, false, kLargestSum);
+}
+
+/// 0 where tables of u spare nothing: one run is enough, or few output channels share the sum of activations.
+int halved_run_length_of(const ConvolutionLayer& layer) {
+  if (!all_odd(layer.levels) || layer.shape.kernel == 1 || layer.shape.output_channels < kHalvedChannels ||
+      run_length_of(layer) >= step_count<kIndex3>(layer.shape)) {
+    return 0;
+  }
+  return proven_run_length<kIndex3>(layer, true, kLargestSum);
 }
 
 bool supports(const ConvolutionLayer& layer) {
@@ -54,15 +72,13 @@ bool supports(const ConvolutionLayer& layer) {
 }
 
 [[gnu::cold, gnu::flatten]] PackedConvolution pack(const ConvolutionLayer& layer) {
-  return pack_tables<kIndex3>(layer, padded_channels_of(layer.shape), kBlockChannels, 1,
-                              run_length_of(layer));
+  return pack_tables<kIndex3>(layer, padded_channels_of(layer.shape), kBlockChannels, 1, run_length_of(layer),
+                              halved_run_length_of(layer));
 }
 
 /// What a call needs of its output channels, each value the same in all bytes or words of 32 bits.
 struct Channels {
-  std::uint32_t start[kChunk];  ///< what the sums of odd lanes start from, in words
-  /// 257 times this modulo 2^16: whole words are even lanes + 256 * odd lanes.
-  std::uint32_t start_words[kChunk];
+  std::uint32_t start[kChunk];  ///< what the sums start from, in words
   std::uint32_t lower[kChunk];  ///< thresholds 1 and 3 minus threshold 2, in bytes or words
   std::uint32_t upper[kChunk];
 };
@@ -86,6 +102,7 @@ struct Block {
   const std::uint8_t* weights;
   const Channels* channels;
   int in_chunk;  ///< index of the first of the four in `channels`
+  int positions;
   int first_position;
   int channel;  ///< first of the four
 };
@@ -107,87 +124,70 @@ inline __attribute__((always_inline)) Word place_of(Word word, int first) {
   return std::rotr(word, first - 6) & (kTables - 1) * kTableBytes;
 }
 
-/// The tables of a step's four output channels.
-struct FourTables {
-  __m512i of0;
-  __m512i of1;
-  __m512i of2;
-  __m512i of3;
-
-  /// The numbers begin at bit `first` of a word; its other bits are anything.
-  __attribute__((always_inline)) FourTables(const std::uint8_t* tables, std::uint64_t word, int first)
-      : of0(at(tables, word, first)),
-        of1(at(tables, word, first + 8)),
-        of2(at(tables, word, first + 16)),
-        of3(at(tables, word, first + 24)) {}
-
- private:
-  static __attribute__((always_inline)) __m512i at(const std::uint8_t* tables, std::uint64_t word,
-                                                   int first) {
-    return loaded_once(_mm512_load_si512(tables + place_of(word, first)));
-  }
+/// Sums of each run of a block, bytes.
+struct RunSums {
+  std::uint8_t* first;  ///< [positions][channels][64 lanes] of the first run
+  std::ptrdiff_t run_bytes;
+  int runs;
 };
 
-/// Adds up a block and gives the sums of each channel k to finish(k, words, odd), [position], modulo 2^16: of
-/// all runs as words, which are even lanes + 256 * odd lanes, and of their upper bytes, the odd lanes.
-template <typename Finish, std::size_t... P>
-inline __attribute__((always_inline)) void accumulate(std::index_sequence<P...>, const Block& block,
-                                                      Finish& finish) {
-  constexpr std::size_t kCount = sizeof...(P);
-  const std::uint8_t* const position[kCount] = {block.input +
-                                                static_cast<std::ptrdiff_t>(P) * block.stride...};
+/// Looks up all steps of some positions times one or two blocks of four output channels; the second block's
+/// weights follow block_bytes behind the first one's. Of two blocks and one position the sums of the second
+/// block follow those of the first.
+template <std::size_t kBlocks, std::size_t... P, std::size_t... K>
+inline __attribute__((always_inline)) void accumulate_block(std::index_sequence<P...>,
+                                                            std::index_sequence<K...>, const Block& block,
+                                                            std::ptrdiff_t block_bytes,
+                                                            std::uint8_t* run_sums) {
+  static_assert(kBlocks == 1 || sizeof...(P) == 1);
+  constexpr std::size_t kChannels = sizeof...(K);
+  constexpr std::size_t kSums = sizeof...(P) * kChannels;
+  const std::uint8_t* const position[] = {block.input + static_cast<std::ptrdiff_t>(P) * block.stride...};
   const std::uint8_t* const tables = block.tables;
   const std::uint8_t* const weights = block.weights;
-  const auto words_of = [&](int k) { return everywhere(block.channels->start_words[block.in_chunk + k]); };
-  const auto odd_of = [&](int k) { return everywhere(block.channels->start[block.in_chunk + k]); };
-  __m512i words0[kCount] = {((void)P, words_of(0))...};
-  __m512i words1[kCount] = {((void)P, words_of(1))...};
-  __m512i words2[kCount] = {((void)P, words_of(2))...};
-  __m512i words3[kCount] = {((void)P, words_of(3))...};
-  __m512i odd0[kCount] = {((void)P, odd_of(0))...};
-  __m512i odd1[kCount] = {((void)P, odd_of(1))...};
-  __m512i odd2[kCount] = {((void)P, odd_of(2))...};
-  __m512i odd3[kCount] = {((void)P, odd_of(3))...};
   for (const Run& run : *block.steps) {
     const std::uint8_t* numbers = weights + kBlockChannels * run.weights;
     const std::int32_t* step = run.first;
-    __m512i sums0[kCount];
-    __m512i sums1[kCount];
-    __m512i sums2[kCount];
-    __m512i sums3[kCount];
-    const auto begin = [&](std::size_t p, const FourTables& four) __attribute__((always_inline)) {
-      const __m512i index = load(position[p] + *step);
-      sums0[p] = _mm512_permutexvar_epi8(index, four.of0);
-      sums1[p] = _mm512_permutexvar_epi8(index, four.of1);
-      sums2[p] = _mm512_permutexvar_epi8(index, four.of2);
-      sums3[p] = _mm512_permutexvar_epi8(index, four.of3);
-    };
-    const auto add = [&](std::size_t p, const FourTables& four, std::ptrdiff_t offset)
+    __m512i sums[kSums];
+    // Bits of channel k of a step: 8 * k, behind `first`, in the word of its block.
+    const auto table_of = [&](const std::uint64_t(&words)[2], int first, std::size_t k)
         __attribute__((always_inline)) {
-      __m512i index = load(position[p] + offset);
-      wait_for_pins(index);
-      __m512i products0 = _mm512_permutexvar_epi8(index, four.of0);
-      __m512i products1 = _mm512_permutexvar_epi8(index, four.of1);
-      __m512i products2 = _mm512_permutexvar_epi8(index, four.of2);
-      __m512i products3 = _mm512_permutexvar_epi8(index, four.of3);
-      wait_for_pins(products0, products1, products2, products3);
-      sums0[p] = _mm512_add_epi8(sums0[p], products0);
-      sums1[p] = _mm512_add_epi8(sums1[p], products1);
-      sums2[p] = _mm512_add_epi8(sums2[p], products2);
-      sums3[p] = _mm512_add_epi8(sums3[p], products3);
-      pin(sums0[p], sums1[p], sums2[p], sums3[p]);
+      const int bit = first + 8 * static_cast<int>(k % kBlockChannels);
+      const __m512i table = _mm512_load_si512(tables + place_of(words[k / kBlockChannels], bit));
+      return sizeof...(P) > 1 ? loaded_once(table) : table;
     };
-    const auto add_step = [&](std::uint64_t word, int first_bit, std::ptrdiff_t offset)
+    const auto words_at = [&]<typename Word>(const std::uint8_t* from, Word, std::uint64_t(&words)[2])
         __attribute__((always_inline)) {
-      const FourTables four(tables, word, first_bit);
-      (add(P, four, offset), ...);
+      words[0] = loaded_at_once<Word>(from);
+      if constexpr (kBlocks == 2) words[1] = loaded_at_once<Word>(from + block_bytes);
     };
-    const FourTables first(tables, loaded_at_once<std::uint32_t>(numbers), 0);
-    (begin(P, first), ...);
-    ++step;
-    numbers += kBlockChannels;
+    const auto add_step = [&](const std::uint64_t(&words)[2], int first, std::ptrdiff_t offset)
+        __attribute__((always_inline)) {
+      const __m512i of_channel[kChannels] = {table_of(words, first, K)...};
+      const auto add = [&](std::size_t p) __attribute__((always_inline)) {
+        const __m512i index = loaded_once(load(position[p] + offset));
+        __m512i products[kChannels] = {_mm512_permutexvar_epi8(index, of_channel[K])...};
+        // Four look-ups before four additions.
+        if constexpr (kBlocks == 1) wait_for_pins(products[0], products[1], products[2], products[3]);
+        ((sums[p * kChannels + K] = _mm512_adds_epu8(sums[p * kChannels + K], products[K])), ...);
+      };
+      (add(P), ...);
+    };
+    std::uint64_t words[2] = {};
+    {
+      words_at(numbers, std::uint32_t{}, words);
+      const __m512i of_channel[kChannels] = {table_of(words, 0, K)...};
+      const auto begin = [&](std::size_t p) __attribute__((always_inline)) {
+        const __m512i index = loaded_once(load(position[p] + *step));
+        ((sums[p * kChannels + K] = _mm512_permutexvar_epi8(index, of_channel[K])), ...);
+      };
+      (begin(P), ...);
+      ++step;
+      numbers += kBlockChannels;
+    }
     if (((run.last - step) & 1) != 0) {
-      add_step(loaded_at_once<std::uint32_t>(numbers), 0, *step);
+      words_at(numbers, std::uint32_t{}, words);
+      add_step(words, 0, *step);
       ++step;
       numbers += kBlockChannels;
     }
@@ -195,98 +195,162 @@ inline __attribute__((always_inline)) void accumulate(std::index_sequence<P...>,
     // instructions between look-ups are what bounds CPUs with two look-ups a cycle.
     for (; step != run.last; step += 2, numbers += 2 * kBlockChannels) {
       const auto offsets = loaded_at_once<std::int64_t>(step);
-      const auto eight = loaded_at_once<std::uint64_t>(numbers);
-      add_step(eight, 0, static_cast<std::int32_t>(offsets));
-      add_step(eight, 32, static_cast<std::ptrdiff_t>(offsets >> 32));
+      words_at(numbers, std::uint64_t{}, words);
+      add_step(words, 0, static_cast<std::int32_t>(offsets));
+      add_step(words, 32, static_cast<std::ptrdiff_t>(offsets >> 32));
     }
-    const auto widen = [&](std::size_t p) __attribute__((always_inline)) {
-      words0[p] = _mm512_add_epi16(words0[p], sums0[p]);
-      words1[p] = _mm512_add_epi16(words1[p], sums1[p]);
-      words2[p] = _mm512_add_epi16(words2[p], sums2[p]);
-      words3[p] = _mm512_add_epi16(words3[p], sums3[p]);
-      odd0[p] = _mm512_add_epi16(odd0[p], _mm512_srli_epi16(sums0[p], 8));
-      odd1[p] = _mm512_add_epi16(odd1[p], _mm512_srli_epi16(sums1[p], 8));
-      odd2[p] = _mm512_add_epi16(odd2[p], _mm512_srli_epi16(sums2[p], 8));
-      odd3[p] = _mm512_add_epi16(odd3[p], _mm512_srli_epi16(sums3[p], 8));
+    const auto store_position = [&](std::size_t p) __attribute__((always_inline)) {
+      (store(run_sums + (p * kChannels + K) * kLanes, sums[p * kChannels + K]), ...);
     };
-    (widen(P), ...);
+    (store_position(P), ...);
+    run_sums += kSums * kLanes;
   }
-  finish(0, words0, odd0);
-  finish(1, words1, odd1);
-  finish(2, words2, odd2);
-  finish(3, words3, odd3);
 }
 
-/// Sums of one position of one or two blocks of channels, [output channel], as accumulate() has them.
-struct LoneSums {
-  __m512i words[2 * kBlockChannels][1];
-  __m512i odd[2 * kBlockChannels][1];
+/// run_sums: [run][position][channel][64 lanes].
+using Accumulate = void (*)(const Block& block, std::ptrdiff_t block_bytes, std::uint8_t* run_sums);
+
+template <std::size_t kPositionCount, std::size_t kBlocks>
+void accumulate(const Block& block, std::ptrdiff_t block_bytes, std::uint8_t* run_sums) {
+  accumulate_block<kBlocks>(std::make_index_sequence<kPositionCount>{},
+                            std::make_index_sequence<kBlocks * kBlockChannels>{}, block, block_bytes,
+                            run_sums);
+}
+
+constexpr Accumulate kAccumulate[kPositions] = {accumulate<1, 1>, accumulate<2, 1>, accumulate<3, 1>,
+                                                accumulate<4, 1>, accumulate<5, 1>, accumulate<6, 1>};
+
+/// Sums modulo 2^16 of 64 lanes: of each 16 the first eight in `low`, the others in `high`, where unpacking
+/// puts them.
+struct Sums {
+  __m512i low;
+  __m512i high;
 };
 
-/// A lone position: tables are loaded for a single look-up each here, which bounds it, and two blocks of
-/// channels share an activation. The second block's weights follow block_bytes behind the first one's, its
-/// channels the first one's. Not inlined: the outputs of all kinds share it.
-template <std::size_t... K>
-[[gnu::noinline]] void accumulate_lone(std::index_sequence<K...>, const Block& block,
-                                       std::ptrdiff_t block_bytes, LoneSums& lone) {
-  const std::uint8_t* const input = block.input;
-  const std::uint8_t* const tables = block.tables;
-  const std::uint8_t* const weights = block.weights;
-  __m512i words[] = {everywhere(block.channels->start_words[block.in_chunk + static_cast<int>(K)])...};
-  __m512i odd[] = {everywhere(block.channels->start[block.in_chunk + static_cast<int>(K)])...};
-  const auto look_up = [&](std::uint64_t word, int first, __m512i index) __attribute__((always_inline)) {
-    return _mm512_permutexvar_epi8(index, _mm512_load_si512(tables + place_of(word, first)));
+inline Sums operator+(const Sums& a, const Sums& b) {
+  return {_mm512_add_epi16(a.low, b.low), _mm512_add_epi16(a.high, b.high)};
+}
+
+/// Adds up the runs of `count` registers, all times factor; `from` is where those of the first run are. Two
+/// runs at a time: their bytes side by side are what vpmaddubsw adds.
+template <std::size_t count>
+inline __attribute__((always_inline)) void widen(const std::uint8_t* from, std::ptrdiff_t run_bytes, int runs,
+                                                 __m512i factor, Sums (&sums)[count]) {
+  const auto sum_of = [&](__m512i one, __m512i other) __attribute__((always_inline)) {
+    return Sums{_mm512_maddubs_epi16(_mm512_unpacklo_epi8(one, other), factor),
+                _mm512_maddubs_epi16(_mm512_unpackhi_epi8(one, other), factor)};
   };
-  for (const Run& run : *block.steps) {
-    const std::uint8_t* numbers = weights + kBlockChannels * run.weights;
-    const std::int32_t* step = run.first;
-    // Numbers of tables by one load for each block. Bits of channel k of a step: 8 * k, behind `first`.
-    const auto first_bit = [](std::size_t k) { return 8 * static_cast<int>(k % kBlockChannels); };
-    __m512i sums[sizeof...(K)];
-    {
-      const std::uint64_t word[2] = {loaded_at_once<std::uint32_t>(numbers),
-                                     loaded_at_once<std::uint32_t>(numbers + block_bytes)};
-      const __m512i index = loaded_once(load(input + *step));
-      ((sums[K] = look_up(word[K / kBlockChannels], first_bit(K), index)), ...);
-      ++step;
-      numbers += kBlockChannels;
+  if ((runs & 1) != 0) {
+#pragma GCC unroll 4
+    for (std::size_t k = 0; k < count; ++k) {
+      sums[k] = sum_of(load(from + k * kLanes), _mm512_setzero_si512());
     }
-    const auto add_step = [&](const std::uint64_t(&word)[2], int first, std::ptrdiff_t offset)
-        __attribute__((always_inline)) {
-      const __m512i index = loaded_once(load(input + offset));
-      ((sums[K] = _mm512_add_epi8(sums[K], look_up(word[K / kBlockChannels], first + first_bit(K), index))),
-       ...);
-    };
-    if (((run.last - step) & 1) != 0) {
-      add_step({loaded_at_once<std::uint32_t>(numbers), loaded_at_once<std::uint32_t>(numbers + block_bytes)},
-               0, *step);
-      ++step;
-      numbers += kBlockChannels;
-    }
-    for (; step != run.last; step += 2, numbers += 2 * kBlockChannels) {
-      const auto offsets = loaded_at_once<std::int64_t>(step);
-      const std::uint64_t words_of_two[2] = {loaded_at_once<std::uint64_t>(numbers),
-                                             loaded_at_once<std::uint64_t>(numbers + block_bytes)};
-      add_step(words_of_two, 0, static_cast<std::int32_t>(offsets));
-      add_step(words_of_two, 32, static_cast<std::ptrdiff_t>(offsets >> 32));
-    }
-    ((words[K] = _mm512_add_epi16(words[K], sums[K])), ...);
-    ((odd[K] = _mm512_add_epi16(odd[K], _mm512_srli_epi16(sums[K], 8))), ...);
+    from += run_bytes;
+  } else {
+#pragma GCC unroll 4
+    for (Sums& sum : sums) sum = {_mm512_setzero_si512(), _mm512_setzero_si512()};
   }
-  ((lone.words[K][0] = words[K]), ...);
-  ((lone.odd[K][0] = odd[K]), ...);
+  for (int pairs = runs / 2; pairs != 0; --pairs, from += 2 * run_bytes) {
+#pragma GCC unroll 4
+    for (std::size_t k = 0; k < count; ++k) {
+      sums[k] = sums[k] + sum_of(loaded_once(load(from + k * kLanes)),
+                                 loaded_once(load(from + run_bytes + k * kLanes)));
+    }
+  }
 }
 
-/// The even lanes' sums.
-inline __m512i even_of(__m512i words, __m512i odd) {
-  return _mm512_sub_epi16(words, _mm512_slli_epi16(odd, 8));
-}
+/// Minus the sums of all activations that meet each position of a block, for tables of u. Where the taps are
+/// rows of three that slide by one from position to position, three positions share the sum of a column.
+class ActivationSums {
+ public:
+  static constexpr std::size_t kRow = 3;
 
-/// Packs of an even and an odd register leave eight even and eight odd lanes in each 128-bit block: back to
-/// the order of lanes.
-inline __m512i interleaved(__m512i packed) {
-  return _mm512_shuffle_epi8(packed, _mm512_set4_epi32(0x0F070E06, 0x0D050C04, 0x0B030A02, 0x09010800));
-}
+  static bool are_shared(const ConvolutionCall& call) {
+    bool slides = call.taps.size() % kRow == 0;
+    for (std::size_t t = 0; t < call.taps.size() && slides; ++t) {
+      slides = t % kRow == 0 || call.taps[t].offset == call.taps[t - 1].offset + call.input.position_stride;
+    }
+    return slides;
+  }
+
+  ActivationSums(const ConvolutionCall& call, int groups)
+      : stride_(call.input.position_stride), shared_(are_shared(call) ? kRow - 1 : 0) {
+    for (std::size_t t = 0; t < call.taps.size(); t += shared_ + 1) {
+      for (int g = 0; g < groups; ++g) {
+        offsets_[count_++] = static_cast<std::int32_t>(call.taps[t].offset + g * call.input.group_stride);
+      }
+    }
+  }
+
+  /// To the block's input. is_first: it does not follow the last one.
+  void move_to(const std::uint8_t* input, int positions, bool is_first) {
+    if (shared_ == 0) {
+      add_columns(input, positions, minus_);
+      return;
+    }
+    if (is_first) {
+      add_columns(input, shared_, columns_);
+    } else {
+      std::copy(columns_ + last_positions_, columns_ + last_positions_ + shared_, columns_);
+    }
+    add_columns(input + shared_ * stride_, positions, columns_ + shared_);
+    for (int p = 0; p < positions; ++p) minus_[p] = columns_[p] + columns_[p + 1] + columns_[p + 2];
+    last_positions_ = positions;
+  }
+
+  const Sums& minus(int position) const { return minus_[position]; }
+
+ private:
+  void add_columns(const std::uint8_t* input, int columns, Sums* to) const {
+    using Add = void (ActivationSums::*)(const std::uint8_t* input, Sums* to) const;
+    static constexpr Add kAdd[kPositions] = {&ActivationSums::add<1>, &ActivationSums::add<2>,
+                                             &ActivationSums::add<3>, &ActivationSums::add<4>,
+                                             &ActivationSums::add<5>, &ActivationSums::add<6>};
+    (this->*kAdd[columns - 1])(input, to);
+  }
+
+  template <std::size_t columns>
+  void add(const std::uint8_t* input, Sums* to) const {
+    add_each(std::make_index_sequence<columns>{}, input, to);
+  }
+
+  template <std::size_t... C>
+  void add_each(std::index_sequence<C...>, const std::uint8_t* input, Sums* to) const {
+    alignas(64) static constexpr auto kTable = [] {
+      std::array<std::uint8_t, kTableBytes> table{};
+      for (std::size_t i = 0; i < table.size(); ++i) {
+        table[i] = static_cast<std::uint8_t>((i & 3) + (i >> 2 & 3) + (i >> 4));
+      }
+      return table;
+    }();
+    constexpr int kRun = 255 / (kGroup * activation_limit(2));  // bytes of a sum of activations
+    const __m512i table = load(kTable.data());
+    const __m512i zero = _mm512_setzero_si512();
+    const std::uint8_t* const column[] = {input + static_cast<std::ptrdiff_t>(C) * stride_...};
+    Sums sums[] = {((void)C, Sums{zero, zero})...};
+    for (int first = 0; first < count_; first += kRun) {
+      const int last = std::min(first + kRun, count_);
+      __m512i bytes[] = {((void)C, zero)...};
+      for (int step = first; step < last; ++step) {
+        ((bytes[C] =
+              _mm512_adds_epu8(bytes[C], _mm512_permutexvar_epi8(load(column[C] + offsets_[step]), table))),
+         ...);
+      }
+      ((sums[C] = {_mm512_sub_epi16(sums[C].low, _mm512_unpacklo_epi8(bytes[C], zero)),
+                   _mm512_sub_epi16(sums[C].high, _mm512_unpackhi_epi8(bytes[C], zero))}),
+       ...);
+    }
+    ((to[C] = sums[C]), ...);
+  }
+
+  std::ptrdiff_t stride_;
+  int shared_;  ///< columns of a position that the next one has too
+  int count_ = 0;
+  int last_positions_ = 0;
+  std::int32_t offsets_[kMaximumSteps];
+  Sums columns_[kPositions + kRow - 1];
+  Sums minus_[kPositions];
+};
 
 /// Whether derived values go into index3 bytes at once.
 inline bool derives_index(const OutputStage& stage) {
@@ -301,129 +365,135 @@ struct Context {
   ByteTile& derived_tile;
   const std::uint8_t* derived_thresholds;  ///< [3][64]: where derives_index(), each in all lanes
   std::uint8_t* open;  ///< [positions][64]: index3 bytes whose group goes on in the next block of channels
-  std::ptrdiff_t block_bytes;  ///< of the weights of a block of channels
+  const ActivationSums* activation_sums;  ///< nullptr: tables are of the weights themselves
 };
 
-/// 2-bit values of consecutive output channels become index3 bytes. What a block leaves open of a group waits
-/// in memory for the next one.
-template <bool is_packed>
+/// Bytes of a block: 64 of each position and channel.
+template <typename Byte>
+struct Plane {
+  Byte* first;
+  std::ptrdiff_t position_stride;
+  std::ptrdiff_t channel_stride;
+
+  Byte* at(int position) const { return first + position * position_stride; }
+};
+
+/// How many of three thresholds each byte of channel k exceeds, in that channel's two bits of `four`.
+inline __attribute__((always_inline)) __m512i add_count(__m512i four, int k, __mmask64 one, __mmask64 two,
+                                                        __mmask64 three) {
+  static constexpr std::uint32_t kUnits[kBlockChannels] = {in_bytes(1), in_bytes(4), in_bytes(16),
+                                                           in_bytes(64)};
+  const __m512i unit = loaded_once(everywhere(kUnits[k]));
+  four = _mm512_mask_add_epi8(four, one, four, unit);
+  four = _mm512_mask_add_epi8(four, two, four, unit);
+  return _mm512_mask_add_epi8(four, three, four, unit);
+}
+
+/// 2-bit values of four output channels become index3 bytes, each of three. What a block leaves open of a
+/// group waits in memory for the next one.
+///
+///   channels before in the group:  0   a b c | d       open: d
+///                                  1   . a b | c d     open: c d
+///                                  2   . . a | b c d
 class IndexWriter {
  public:
-  IndexWriter(const OutputView& view, const Context& context, const Block& block)
-      : view_(view),
-        open_(context.open),
-        first_position_(block.first_position),
-        first_group_(block.channel / kGroup),
-        phase_(block.channel % kGroup),
-        joins_(phase_ != 0 && block.channel == context.call.first_channel),
-        channels_left_(context.call.last_channel - block.channel) {}
-
-  /// Before the values of channel k of the block.
-  template <std::size_t Positions>
-  __attribute__((always_inline)) void open(int k) {
-    if (k != 0) return;
-#pragma GCC unroll 2
-    for (std::size_t p = 0; p < Positions; ++p) {
-      index_[p] = phase_ == 0 || joins_ ? _mm512_setzero_si512() : load(open_ + p * kLanes);
-    }
+  IndexWriter(const OutputView& view, const Context& context, const Block& block) {
+    const int before = block.channel % kGroup;
+    const int channels = std::min(context.call.last_channel - block.channel, kBlockChannels);
+    const bool is_last = block.channel + channels == context.call.last_channel;
+    // The group's first channels may belong to another call: they are kept.
+    joins_ = before != 0 && block.channel == context.call.first_channel;
+    continues_ = before != 0 && !joins_;
+    open_ = context.open;
+    group_ = {view.at(block.first_position, block.channel / kGroup), view.position_stride, 0};
+    const bool completes_next = before == 2 || is_last;
+    next_ = completes_next && before + channels > kGroup
+                ? Plane<std::uint8_t>{group_.first + view.group_stride, view.position_stride, 0}
+                : Plane<std::uint8_t>{open_, kLanes, 0};
+    left_ = _mm_loadu_si64(&kShifts[before]);
+    right_ = _mm_loadu_si64(&kShifts[kGroup - before]);
+    group_mask_ = everywhere(kGroupMasks[before]);
+    next_mask_ = everywhere(kFirst[before + 1]);
+    existing_ = everywhere(kFirst[channels]);
   }
 
-  /// One of channel k of the block in every lane.
-  __attribute__((always_inline)) __m512i unit(int k) const {
-    static constexpr std::uint32_t kUnits[kGroup] = {in_bytes(1), in_bytes(4), in_bytes(16)};
-    const int place = phase_ + k;  // 0 .. 5
-    return loaded_once(everywhere(kUnits[place < kGroup ? place : place - kGroup]));
-  }
-
-  /// How many of three thresholds each lane exceeds.
-  __attribute__((always_inline)) void add(std::size_t p, __m512i unit, __mmask64 one, __mmask64 two,
-                                          __mmask64 three) {
-    index_[p] = _mm512_mask_add_epi8(index_[p], one, index_[p], unit);
-    index_[p] = _mm512_mask_add_epi8(index_[p], two, index_[p], unit);
-    index_[p] = _mm512_mask_add_epi8(index_[p], three, index_[p], unit);
-  }
-
-  /// After the values of channel k of the block.
-  template <std::size_t Positions>
-  __attribute__((always_inline)) void close(int k) {
-    if (k >= channels_left_) return;
-    const int place = phase_ + k;
-    if (place == kGroup - 1 || place == 2 * kGroup - 1 || k + 1 == channels_left_) {
-      const int group = first_group_ + (place < kGroup ? 0 : 1);
-#pragma GCC unroll 2
-      for (std::size_t p = 0; p < Positions; ++p) {
-        std::uint8_t* const to = view_.at(first_position_ + static_cast<int>(p), group);
-        const __m512i index = is_packed ? interleaved(index_[p]) : index_[p];
-        store(to, joins_ && group == first_group_ ? _mm512_or_si512(index, load(to)) : index);
-        index_[p] = _mm512_setzero_si512();
-      }
-    } else if (k == kBlockChannels - 1) {
-#pragma GCC unroll 2
-      for (std::size_t p = 0; p < Positions; ++p) store(open_ + p * kLanes, index_[p]);
-    }
+  /// four: of position p, two bits a channel.
+  __attribute__((always_inline)) void operator()(int p, __m512i four) const {
+    four = _mm512_and_si512(four, existing_);
+    __m512i group = _mm512_and_si512(_mm512_sll_epi16(four, left_), group_mask_);
+    const __m512i next = _mm512_and_si512(_mm512_srl_epi16(four, right_), next_mask_);
+    if (continues_) group = _mm512_or_si512(group, load(open_ + p * kLanes));
+    if (joins_) group = _mm512_or_si512(group, load(group_.at(p)));
+    store(group_.at(p), group);
+    store(next_.at(p), next);
   }
 
  private:
-  OutputView view_;
+  static constexpr std::uint64_t kShifts[kGroup + 1] = {0, 2, 4, 6};  ///< of so many channels
+  /// The bits of the first n channels.
+  static constexpr std::uint32_t kFirst[kBlockChannels + 1] = {0, in_bytes(0x03), in_bytes(0x0F),
+                                                               in_bytes(0x3F), in_bytes(0xFF)};
+  /// Those of a group's channels behind the first n.
+  static constexpr std::uint32_t kGroupMasks[kGroup] = {in_bytes(0x3F), in_bytes(0x3C), in_bytes(0x30)};
+
+  bool joins_;
+  bool continues_;
   std::uint8_t* open_;
-  int first_position_;
-  int first_group_;    ///< of the block's first channel
-  int phase_;          ///< its place in that group
-  bool joins_;         ///< the group's first channels belong to another call and are kept
-  int channels_left_;  ///< from it to the call's last one
-  __m512i index_[kPositions];
+  Plane<std::uint8_t> group_;
+  Plane<std::uint8_t> next_;
+  __m128i left_;
+  __m128i right_;
+  __m512i group_mask_;
+  __m512i next_mask_;
+  __m512i existing_;
 };
 
 /// 2-bit outputs of sums that start from minus the second threshold: saturated to bytes, they still compare
 /// rightly with thresholds that are closer to it than 127.
 struct IndexThresholds {
-  const std::uint32_t* lower_thresholds;  ///< [4]
-  const std::uint32_t* upper_thresholds;
-  IndexWriter<true> writer;
+  __m512i lower[kBlockChannels];
+  __m512i upper[kBlockChannels];
+  IndexWriter write;
 
-  IndexThresholds(const Context& context, const Block& block)
-      : lower_thresholds(block.channels->lower + block.in_chunk),
-        upper_thresholds(block.channels->upper + block.in_chunk),
-        writer(context.call.output, context, block) {}
-
-  template <std::size_t Positions>
-  __attribute__((always_inline)) void operator()(int k, const __m512i (&words)[Positions],
-                                                 const __m512i (&odd)[Positions]) {
-    writer.open<Positions>(k);
-    const __m512i lower = loaded_once(everywhere(lower_thresholds[k]));
-    const __m512i upper = loaded_once(everywhere(upper_thresholds[k]));
-    const __m512i unit = writer.unit(k);
-#pragma GCC unroll 2
-    for (std::size_t p = 0; p < Positions; ++p) {
-      const __m512i above = _mm512_packs_epi16(even_of(words[p], odd[p]), odd[p]);
-      writer.add(p, unit, _mm512_cmpgt_epi8_mask(above, lower),
-                 _mm512_cmpgt_epi8_mask(above, _mm512_setzero_si512()), _mm512_cmpgt_epi8_mask(above, upper));
+  IndexThresholds(const Context& context, const Block& block) : write(context.call.output, context, block) {
+#pragma GCC unroll 4
+    for (int k = 0; k < kBlockChannels; ++k) {
+      lower[k] = everywhere(block.channels->lower[block.in_chunk + k]);
+      upper[k] = everywhere(block.channels->upper[block.in_chunk + k]);
     }
-    writer.close<Positions>(k);
+  }
+
+  __attribute__((always_inline)) void operator()(int p, const Sums (&sums)[kBlockChannels]) const {
+    __m512i four = _mm512_setzero_si512();
+#pragma GCC unroll 4
+    for (int k = 0; k < kBlockChannels; ++k) {
+      const __m512i above = _mm512_packs_epi16(sums[k].low, sums[k].high);
+      four = add_count(four, k, _mm512_cmpgt_epi8_mask(above, lower[k]),
+                       _mm512_cmpgt_epi8_mask(above, _mm512_setzero_si512()),
+                       _mm512_cmpgt_epi8_mask(above, upper[k]));
+    }
+    write(p, four);
   }
 };
 
 /// The same for any thresholds and formats, one byte each.
 struct ThresholdBytes {
+  static constexpr bool kDerives = false;
   __m512i thresholds[3];
 
   ThresholdBytes(const OutputStage&, const Block& block, int k)
       : thresholds{everywhere(block.channels->lower[block.in_chunk + k]), _mm512_setzero_si512(),
                    everywhere(block.channels->upper[block.in_chunk + k])} {}
 
-  __m512i operator()(const std::uint8_t*, __m512i words, __m512i odd) const {
-    const __m512i even = even_of(words, odd);
-    const __m512i even_one = _mm512_set1_epi16(1);
-    const __m512i odd_one = _mm512_set1_epi16(256);
-    __m512i even_bytes = _mm512_setzero_si512();
-    __m512i odd_bytes = _mm512_setzero_si512();
+  __m512i operator()(const std::uint8_t*, const Sums& sums) const {
+    const __m512i one = _mm512_set1_epi16(1);
+    __m512i low = _mm512_setzero_si512();
+    __m512i high = _mm512_setzero_si512();
     for (const __m512i& threshold : thresholds) {
-      const __mmask32 even_above = _mm512_cmpgt_epi16_mask(even, threshold);
-      const __mmask32 odd_above = _mm512_cmpgt_epi16_mask(odd, threshold);
-      even_bytes = _mm512_mask_add_epi16(even_bytes, even_above, even_bytes, even_one);
-      odd_bytes = _mm512_mask_add_epi16(odd_bytes, odd_above, odd_bytes, odd_one);
+      low = _mm512_mask_add_epi16(low, _mm512_cmpgt_epi16_mask(sums.low, threshold), low, one);
+      high = _mm512_mask_add_epi16(high, _mm512_cmpgt_epi16_mask(sums.high, threshold), high, one);
     }
-    return _mm512_or_si512(even_bytes, odd_bytes);
+    return _mm512_packus_epi16(low, high);
   }
 };
 
@@ -432,9 +502,12 @@ enum class Residual { none, unsigned8, signed8 };
 /// 8-bit outputs with or without a planar residual, of sums that start from 2^15 more. |y| < 2^31 is known.
 template <Residual residual, bool is_signed>
 struct Requantized {
+  static constexpr bool kDerives = !is_signed;  ///< often enough that deriving without a tile pays
+
   __m512 scale;
   __m512 offset;
   __m512 ratio;
+  bool is_clamped;  ///< to less than what the packs clamp to
   __m512i highest;
   __m512i exponent;
 
@@ -442,12 +515,13 @@ struct Requantized {
       : scale(_mm512_set1_ps(stage.scale[block.channel + k])),
         offset(_mm512_set1_ps(stage.offset[block.channel + k])),
         ratio(_mm512_set1_ps(stage.residual_ratio)),
+        is_clamped(stage.range.highest < 255),
         highest(_mm512_set1_epi8(static_cast<char>(stage.range.highest))),
         exponent(loaded_once(_mm512_set1_epi16(0x4B00))) {}
 
   /// residual_bytes: 64 lanes of this channel and position.
-  __attribute__((always_inline)) __m512i operator()(const std::uint8_t* residual_bytes, __m512i words,
-                                                    __m512i odd) const {
+  __attribute__((always_inline)) __m512i operator()(const std::uint8_t* residual_bytes,
+                                                    const Sums& sums) const {
     // A 16-bit word u above 0x4B00 is the float 2^23 + u, so one subtraction gives u plus any exact integer.
     const __m512 bias = _mm512_set1_ps(8388608.0F + 32768.0F);
     __m512i residuals = _mm512_setzero_si512();
@@ -458,14 +532,12 @@ struct Requantized {
       }
     }
     // Four times 16 lanes, one instruction for all of them after the other: pins say why. In each 128-bit
-    // block the lanes of y[i] are first[i], first[i] + 2, first[i] + 4, first[i] + 6.
-    constexpr int kFirst[4] = {0, 8, 1, 9};
-    const __m512i even = even_of(words, odd);
+    // block y[i] has lanes 4 i .. 4 i + 3.
     __m512 y[4] = {
-        _mm512_castsi512_ps(_mm512_unpacklo_epi16(even, exponent)),
-        _mm512_castsi512_ps(_mm512_unpackhi_epi16(even, exponent)),
-        _mm512_castsi512_ps(_mm512_unpacklo_epi16(odd, exponent)),
-        _mm512_castsi512_ps(_mm512_unpackhi_epi16(odd, exponent)),
+        _mm512_castsi512_ps(_mm512_unpacklo_epi16(sums.low, exponent)),
+        _mm512_castsi512_ps(_mm512_unpackhi_epi16(sums.low, exponent)),
+        _mm512_castsi512_ps(_mm512_unpacklo_epi16(sums.high, exponent)),
+        _mm512_castsi512_ps(_mm512_unpackhi_epi16(sums.high, exponent)),
     };
     const auto each = [&](auto stage) __attribute__((always_inline)) {
 #pragma GCC unroll 4
@@ -482,9 +554,9 @@ struct Requantized {
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
         // Byte by byte into 32 bits; an index of 0x80 gives zero.
-        const int index = static_cast<int>(0x80808000U) + kFirst[i];
+        const int index = static_cast<int>(0x80808000U) + 4 * i;
         r[i] = _mm512_castsi512_ps(
-            _mm512_shuffle_epi8(residuals, _mm512_set4_epi32(index + 6, index + 4, index + 2, index)));
+            _mm512_shuffle_epi8(residuals, _mm512_set4_epi32(index + 3, index + 2, index + 1, index)));
       }
       wait_for_pins(r[0], r[1], r[2], r[3]);
 #pragma GCC unroll 4
@@ -500,65 +572,65 @@ struct Requantized {
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) q[i] = _mm512_cvtps_epi32(y[i]);
     wait_for_pins(q[0], q[1], q[2], q[3]);
-    const __m512i even_words = _mm512_packs_epi32(q[0], q[1]);
-    const __m512i odd_words = _mm512_packs_epi32(q[2], q[3]);
-    if constexpr (is_signed) return interleaved(_mm512_packs_epi16(even_words, odd_words));
-    return _mm512_min_epu8(interleaved(_mm512_packus_epi16(even_words, odd_words)), highest);
+    const __m512i low = _mm512_packs_epi32(q[0], q[1]);
+    const __m512i high = _mm512_packs_epi32(q[2], q[3]);
+    if constexpr (is_signed) return _mm512_packs_epi16(low, high);
+    const __m512i bytes = _mm512_packus_epi16(low, high);
+    return is_clamped ? _mm512_min_epu8(bytes, highest) : bytes;
   }
 };
 
 /// Planar bytes are stored at once, the others collected in a tile. Derived values go into index3 bytes, or
 /// through a tile too.
-template <typename Bytes>
+template <typename Bytes, bool derives>
 struct ByteOutput {
-  // Copies: the stores could change the originals, as far as the compiler knows.
-  OutputStage stage;
-  ConvolutionCall call;
-  const Context& context;
-  Block block;
-  bool is_planar;
-  bool is_index;
-  IndexWriter<false> writer;
+  const OutputStage& stage;
+  int channels;
+  const std::uint8_t* derived_thresholds;
+  Plane<const std::uint8_t> residual;
+  Plane<std::uint8_t> output;
+  Plane<std::uint8_t> derived;  ///< in a tile
+  IndexWriter write_index;
+  Bytes bytes_of[kBlockChannels];
 
-  ByteOutput(const Context& given, const Block& given_block)
-      : stage(given.stage),
-        call(given.call),
-        context(given),
-        block(given_block),
-        is_planar(stage.format == kPlanar8),
-        is_index(derives_index(stage)),
-        writer(call.derived, context, block) {}
+  ByteOutput(const Context& context, const Block& block)
+      : stage(context.stage),
+        channels(std::min(context.call.last_channel - block.channel, kBlockChannels)),
+        derived_thresholds(context.derived_thresholds),
+        residual{context.call.residual.at(block.first_position, block.channel),
+                 context.call.residual.position_stride, context.call.residual.group_stride},
+        output(stage.format == kPlanar8
+                   ? Plane<std::uint8_t>{context.call.output.at(block.first_position, block.channel),
+                                         context.call.output.position_stride,
+                                         context.call.output.group_stride}
+                   : in_tile(context.tile, block)),
+        derived(in_tile(context.derived_tile, block)),
+        write_index(derives ? context.call.derived : context.call.output, context, block),
+        bytes_of{Bytes(stage, block, 0), Bytes(stage, block, 1), Bytes(stage, block, 2),
+                 Bytes(stage, block, 3)} {}
 
-  template <std::size_t Positions>
-  __attribute__((always_inline)) void operator()(int k, const __m512i (&words)[Positions],
-                                                 const __m512i (&odd)[Positions]) {
-    const int channel = block.channel + k;
-    if (channel >= call.last_channel) return;
-    const int tile_channel = channel % kTileChannels;
-    const Bytes bytes_of(stage, block, k);
-    __m512i bytes[Positions];
-#pragma GCC unroll 2
-    for (std::size_t p = 0; p < Positions; ++p) {
-      const int position = block.first_position + static_cast<int>(p);
-      bytes[p] = bytes_of(call.residual.at(position, channel), words[p], odd[p]);
-      store(is_planar ? call.output.at(position, channel) : context.tile.bytes[tile_channel][p], bytes[p]);
-    }
-    if (is_index) {
-      writer.open<Positions>(k);
-      const __m512i unit = writer.unit(k);
-#pragma GCC unroll 2
-      for (std::size_t p = 0; p < Positions; ++p) {
+  __attribute__((always_inline)) void operator()(int p, const Sums (&sums)[kBlockChannels]) const {
+    __m512i four = _mm512_setzero_si512();
+#pragma GCC unroll 4
+    for (int k = 0; k < kBlockChannels; ++k) {
+      if (k >= channels) break;
+      const __m512i bytes = bytes_of[k](residual.at(p) + k * residual.channel_stride, sums[k]);
+      store(output.at(p) + k * output.channel_stride, bytes);
+      if constexpr (derives) {
         const auto above = [&](int t) __attribute__((always_inline)) {
-          return _mm512_cmpgt_epu8_mask(bytes[p], load(context.derived_thresholds + t * kLanes));
+          return _mm512_cmpgt_epu8_mask(bytes, load(derived_thresholds + t * kLanes));
         };
-        writer.add(p, unit, above(0), above(1), above(2));
-      }
-      writer.close<Positions>(k);
-    } else if (stage.derived_bits != 0) {
-      for (std::size_t p = 0; p < Positions; ++p) {
-        store(context.derived_tile.bytes[tile_channel][p], derive(bytes[p], stage));
+        four = add_count(four, k, above(0), above(1), above(2));
+      } else if (stage.derived_bits != 0) {
+        store(derived.at(p) + k * derived.channel_stride, derive(bytes, stage));
       }
     }
+    if constexpr (derives) write_index(p, four);
+  }
+
+ private:
+  static Plane<std::uint8_t> in_tile(ByteTile& tile, const Block& block) {
+    return {tile.bytes[block.channel % kTileChannels][0], kLanes, kTilePositions * kLanes};
   }
 };
 
@@ -566,91 +638,89 @@ struct ByteOutput {
 struct PlainOutput {
   const Context& context;
   const Block& block;
-  std::int32_t sums[kPositions][kBlockChannels][kLanes];
 
   PlainOutput(const Context& given, const Block& given_block) : context(given), block(given_block) {}
 
-  template <std::size_t Positions>
-  void operator()(int k, const __m512i (&words)[Positions], const __m512i (&odd)[Positions]) {
+  void operator()(int p, const Sums (&of_channels)[kBlockChannels]) {
+    std::int32_t sums[kBlockChannels][kLanes];
     const int channels = std::min(kBlockChannels, context.call.last_channel - block.channel);
-    for (std::size_t p = 0; p < Positions; ++p) {
-      alignas(64) std::uint16_t lanes[2][kLanes / 2];
-      _mm512_store_si512(lanes[0], even_of(words[p], odd[p]));
-      _mm512_store_si512(lanes[1], odd[p]);
-      for (int lane = 0; lane < kLanes; ++lane) sums[p][k][lane] = lanes[lane % 2][lane / 2] - 32768;
-      if (k < kBlockChannels - 1) continue;
-      write_plainly(context.stage, context.call, block.first_position + static_cast<int>(p), block.channel,
-                    channels, sums[p]);
+    for (int k = 0; k < kBlockChannels; ++k) {
+      alignas(64) std::uint16_t words[2][kLanes / 2];
+      _mm512_store_si512(words[0], of_channels[k].low);
+      _mm512_store_si512(words[1], of_channels[k].high);
+      for (int lane = 0; lane < kLanes; ++lane) {
+        sums[k][lane] = words[lane / 8 % 2][lane / 16 * 8 + lane % 8] - 32768;
+      }
     }
+    write_plainly(context.stage, context.call, block.first_position + p, block.channel, channels, sums);
   }
 };
 
-/// Two positions of four channels.
+/// A block's sums, from whatever they start from, become outputs.
 template <typename Output>
-void compute_pair(const Context& context, const Block& block) {
+void finish(const Context& context, const Block& block, const RunSums& given_sums) {
   Output output(context, block);
-  accumulate(std::make_index_sequence<kPositions>{}, block, output);
-}
-
-/// One position of four or eight channels.
-template <typename Output>
-void compute_lone(const Context& context, const Block& block, int channels) {
-  LoneSums sums;
-  if (channels == kBlockChannels) {
-    accumulate_lone(std::make_index_sequence<kBlockChannels>{}, block, 0, sums);
-  } else {
-    accumulate_lone(std::make_index_sequence<2 * kBlockChannels>{}, block, context.block_bytes, sums);
-  }
-  Block of_four = block;
-  for (int first = 0; first < channels; first += kBlockChannels) {
-    Output output(context, of_four);
+  __m512i start[kBlockChannels];
 #pragma GCC unroll 4
-    for (int k = 0; k < kBlockChannels; ++k) output(k, sums.words[first + k], sums.odd[first + k]);
-    of_four.in_chunk += kBlockChannels;
-    of_four.channel += kBlockChannels;
+  for (int k = 0; k < kBlockChannels; ++k) start[k] = everywhere(block.channels->start[block.in_chunk + k]);
+  const ActivationSums* const activation_sums = context.activation_sums;
+  const __m512i factor = _mm512_set1_epi8(activation_sums == nullptr ? 1 : 2);
+  const RunSums run_sums = given_sums;
+  const int positions = block.positions;
+  for (int p = 0; p < positions; ++p) {
+    Sums sums[kBlockChannels];
+    widen(run_sums.first + p * kBlockChannels * kLanes, run_sums.run_bytes, run_sums.runs, factor, sums);
+    if (activation_sums != nullptr) {
+      const Sums minus = activation_sums->minus(p);
+#pragma GCC unroll 4
+      for (Sums& sum : sums) sum = sum + minus;
+    }
+#pragma GCC unroll 4
+    for (int k = 0; k < kBlockChannels; ++k) sums[k] = sums[k] + Sums{start[k], start[k]};
+    output(p, sums);
   }
 }
-
-/// Of blocks of 1 and of 2 positions.
-struct Computes {
-  void (*lone)(const Context& context, const Block& block, int channels);
-  void (*pair)(const Context& context, const Block& block);
-};
-template <typename Output>
-constexpr Computes kComputes = {compute_lone<Output>, compute_pair<Output>};
+using Finish = void (*)(const Context& context, const Block& block, const RunSums& run_sums);
 
 /// How a call's sums become its outputs.
 struct Way {
-  Computes computes;
+  Finish finish;
   bool uses_thresholds = false;
   bool uses_tile = false;  ///< for outputs that are not planar
   bool uses_derived_tile = false;
 };
 
 Way choose_way(const OutputStage& stage, const ConvolutionCall& call) {
-  const Way plain{kComputes<PlainOutput>};
-  const auto bytes = [&](const Computes& computes) {
-    const bool derived_tile = stage.derived_bits != 0 && !derives_index(stage);
-    return Way{computes, stage.thresholds != nullptr, stage.format != kPlanar8, derived_tile};
+  const Way plain{finish<PlainOutput>};
+  const auto bytes = [&]<typename Bytes>(std::type_identity<Bytes>) {
+    Way way{finish<ByteOutput<Bytes, false>>, stage.thresholds != nullptr, stage.format != kPlanar8,
+            stage.derived_bits != 0};
+    if constexpr (Bytes::kDerives) {
+      if (derives_index(stage)) {
+        way.finish = finish<ByteOutput<Bytes, true>>;
+        way.uses_derived_tile = false;
+      }
+    }
+    return way;
   };
   if (!is_common(stage, kPlanar8)) return plain;
-  if (stage.thresholds != nullptr) return bytes(kComputes<ByteOutput<ThresholdBytes>>);
+  if (stage.thresholds != nullptr) return bytes(std::type_identity<ThresholdBytes>{});
   if (!stays_convertible(stage, call, 32767)) return plain;
   if (stage.range.lowest < 0) {
-    return stage.has_residual() ? plain : bytes(kComputes<ByteOutput<Requantized<Residual::none, true>>>);
+    return stage.has_residual() ? plain : bytes(std::type_identity<Requantized<Residual::none, true>>{});
   }
-  if (!stage.has_residual()) return bytes(kComputes<ByteOutput<Requantized<Residual::none, false>>>);
-  return bytes(stage.residual_signed ? kComputes<ByteOutput<Requantized<Residual::signed8, false>>>
-                                     : kComputes<ByteOutput<Requantized<Residual::unsigned8, false>>>);
+  if (!stage.has_residual()) return bytes(std::type_identity<Requantized<Residual::none, false>>{});
+  return stage.residual_signed ? bytes(std::type_identity<Requantized<Residual::signed8, false>>{})
+                               : bytes(std::type_identity<Requantized<Residual::unsigned8, false>>{});
 }
 
-/// What `count` output channels from `first` need, given the sums of their tables' minima: sum + start in
-/// words. Returns whether thresholds 1 and 3 are in bytes, which they are wherever they fit. Plain loops that
-/// become vectors: a small map has many calls.
+/// What `count` output channels from `first` need: sum + start in words. minimum: sums of the tables' minima;
+/// table_minimum: of those that are used. Returns whether thresholds 1 and 3 are in bytes, which they are
+/// wherever they fit. Plain loops that become vectors: a small map has many calls.
 bool prepare_channels(const OutputStage& stage, bool uses_thresholds, int first, int count,
-                      const std::int32_t* minimum, Channels& channels) {
+                      const std::int32_t* minimum, const std::int32_t* table_minimum, Channels& channels) {
   std::int32_t start[kChunk];
-  for (int k = 0; k < count; ++k) start[k] = 32768 + minimum[k];
+  for (int k = 0; k < count; ++k) start[k] = 32768 + table_minimum[k];
   bool fits_bytes = false;
   if (uses_thresholds) {
     std::int32_t thresholds[3][kChunk];
@@ -664,9 +734,9 @@ bool prepare_channels(const OutputStage& stage, bool uses_thresholds, int first,
     std::int32_t lowest = 0;
     std::int32_t highest = 0;
     for (int k = 0; k < count; ++k) {
-      start[k] = -thresholds[1][k];
-      thresholds[0][k] += start[k];
-      thresholds[2][k] += start[k];
+      thresholds[0][k] -= thresholds[1][k];
+      thresholds[2][k] -= thresholds[1][k];
+      start[k] = table_minimum[k] - minimum[k] - thresholds[1][k];
       lowest = std::min(lowest, thresholds[0][k]);
       highest = std::max(highest, thresholds[2][k]);
     }
@@ -677,7 +747,6 @@ bool prepare_channels(const OutputStage& stage, bool uses_thresholds, int first,
     }
   }
   for (int k = 0; k < count; ++k) channels.start[k] = in_words(start[k]);
-  for (int k = 0; k < count; ++k) channels.start_words[k] = in_words(257 * start[k]);
   return fits_bytes;
 }
 
@@ -686,54 +755,80 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
   const int padded = padded_channels_of(packed.shape);
   const std::ptrdiff_t block_bytes =
       std::ptrdiff_t{packed.shape.kernel} * packed.shape.kernel * groups * kBlockChannels;
-  const std::uint8_t* tables = packed.weights.data();
-  const std::uint8_t* weights = tables + kTables * kTableBytes;
-  const std::int32_t* minima = packed.program.data() + 1;
-  const Steps steps(call, groups, packed.program[0]);
+  const TableProgram program(packed, padded);
+  const std::uint8_t* const weights =
+      packed.weights.data() + (program.halved_run_length == 0 ? 1 : 2) * kTables * kTableBytes;
+  const bool halves =
+      program.halved_run_length != 0 &&
+      (call.last_channel - call.first_channel >= kManyChannels || ActivationSums::are_shared(call));
+  const std::uint8_t* const tables = packed.weights.data() + (halves ? kTables * kTableBytes : 0);
+  const std::int32_t* const table_minima = halves ? program.halved_minima : program.minima;
+  const Steps steps(call, groups, halves ? program.halved_run_length : program.run_length);
   const Way way = choose_way(stage, call);
 
   ByteTile tile;
   ByteTile derived_tile;
+  std::optional<ActivationSums> activation_sums;
+  if (halves) activation_sums.emplace(call, groups);
+  alignas(64) std::uint8_t run_sums[kMaximumRuns][kPositions * kBlockChannels][kLanes];
   alignas(64) std::uint8_t open[kPositions * kLanes];
   alignas(64) std::uint8_t derived_thresholds[3][kLanes];
   for (int t = 0; t < 3 && derives_index(stage); ++t) {
     std::memset(derived_thresholds[t], stage.derived_thresholds[t], kLanes);
   }
-  const Context context{stage, call, tile, derived_tile, derived_thresholds[0], open, block_bytes};
+  const Context context{
+      stage, call, tile, derived_tile, derived_thresholds[0], open, halves ? &*activation_sums : nullptr};
   int chunk_end = 0;
   for (int chunk = call.first_channel; chunk < call.last_channel; chunk = chunk_end) {
     // Chunks end where groups do.
     chunk_end = std::min(chunk - chunk % kTileChannels + kChunk, call.last_channel);
     const int count = (chunk_end - chunk + kBlockChannels - 1) / kBlockChannels * kBlockChannels;
     std::int32_t minimum[kChunk] = {};
+    std::int32_t table_minimum[kChunk] = {};
     for (const Tap& tap : call.taps) {
-      const std::int32_t* of_tap = minima + std::ptrdiff_t{tap.index} * padded + chunk;
-      for (int k = 0; k < count; ++k) minimum[k] += of_tap[k];
+      const std::ptrdiff_t of_tap = std::ptrdiff_t{tap.index} * padded + chunk;
+      for (int k = 0; k < count; ++k) minimum[k] += program.minima[of_tap + k];
+      for (int k = 0; k < count; ++k) table_minimum[k] += table_minima[of_tap + k];
     }
     Channels channels;
-    const bool in_bytes = prepare_channels(stage, way.uses_thresholds, chunk, count, minimum, channels);
-    const Computes& computes = in_bytes ? kComputes<IndexThresholds> : way.computes;
+    const bool in_bytes =
+        prepare_channels(stage, way.uses_thresholds, chunk, count, minimum, table_minimum, channels);
+    const Finish finish_block = in_bytes ? finish<IndexThresholds> : way.finish;
     const bool uses_tiles = (way.uses_tile && !in_bytes) || way.uses_derived_tile;
     for (int first = 0, left = call.positions; left > 0;) {
+      // As equal blocks as possible: 14 positions are 4 + 5 + 5.
       const int positions = left / ((left + kPositions - 1) / kPositions);
-      const std::uint8_t* input = call.input.at(first, 0);
       const auto block_at = [&](int channel) {
-        return Block{input,
+        return Block{call.input.at(first, 0),
                      call.input.position_stride,
                      &steps,
                      tables,
                      weights + channel / kBlockChannels * block_bytes,
                      &channels,
                      channel - chunk,
+                     positions,
                      first,
                      channel};
       };
+      if (halves) activation_sums->move_to(call.input.at(first, 0), positions, first == 0);
+      // One or two blocks of channels.
+      const auto compute = [&](int channel, int blocks) {
+        Block block = block_at(channel);
+        const Accumulate accumulate_blocks = blocks == 1 ? kAccumulate[positions - 1] : accumulate<1, 2>;
+        accumulate_blocks(block, block_bytes, run_sums[0][0]);
+        const std::ptrdiff_t block_sums = std::ptrdiff_t{positions} * kBlockChannels * kLanes;
+        RunSums sums{run_sums[0][0], blocks * block_sums, steps.count()};
+        for (int b = 0; b < blocks; ++b) {
+          finish_block(context, block, sums);
+          block.in_chunk += kBlockChannels;
+          block.channel += kBlockChannels;
+          sums.first += block_sums;
+        }
+      };
       if (positions == 1 && !uses_tiles) {
-        for (int channel = chunk; channel < chunk_end;) {
-          const int channels_together =
-              channel + kBlockChannels < chunk_end ? 2 * kBlockChannels : kBlockChannels;
-          computes.lone(context, block_at(channel), channels_together);
-          channel += channels_together;
+        // A table that is loaded serves one look-up, but an index eight.
+        for (int channel = chunk; channel < chunk_end; channel += 2 * kBlockChannels) {
+          compute(channel, channel + kBlockChannels < chunk_end ? 2 : 1);
         }
         ++first;
         --left;
@@ -743,14 +838,7 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
            tile_first += kTileChannels) {
         const int before = std::max(chunk - tile_first, 0);  // channels of another call
         const int tile_channels = std::min(kTileChannels, chunk_end - tile_first);
-        for (int k = before; k < tile_channels; k += kBlockChannels) {
-          const Block block = block_at(tile_first + k);
-          if (positions == 1) {
-            computes.lone(context, block, kBlockChannels);
-          } else {
-            computes.pair(context, block);
-          }
-        }
+        for (int k = before; k < tile_channels; k += kBlockChannels) compute(tile_first + k, 1);
         if (way.uses_tile && !in_bytes) {
           store_tile(call.output, stage.format, first, positions, tile_first, tile_channels, tile, kLanes,
                      before);

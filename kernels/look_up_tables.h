@@ -7,8 +7,16 @@
 //   index:  a0 | a1 << 2 | ...          table's number:  code of w0 | code of w1 << 2 | ...
 //   entry:  w0 * a0 + w1 * a1 + ... - minimum, 0 .. range
 //
-// Entries are unsigned, so a run of them stays in 8 bits while the tables' ranges add up to at most 255. Only
-// files that are compiled for one instruction set include this; everything has internal linkage.
+// Entries are unsigned, so a run of them stays in 8 bits while the tables' ranges add up to at most 255.
+//
+// Levels that are all odd leave half of that unused: with w = 2 u - 1,
+//
+//   sum of w * a = 2 * sum of u * a - sum of a        -3, -1, 1, 3:  u = -1, 0, 1, 2
+//
+// tables of u have half the ranges and runs twice the length, for one sum of activations that all output
+// channels share.
+//
+// Only files that are compiled for one instruction set include this; everything has internal linkage.
 
 #include <algorithm>
 #include <array>
@@ -21,6 +29,18 @@
 
 namespace nibble {
 namespace {
+
+inline bool all_odd(const Levels& levels) {
+  return std::all_of(levels.begin(), levels.end(), [](int level) { return level % 2 != 0; });
+}
+
+/// u for each level.
+inline Levels halved(const Levels& levels) {
+  Levels result{};
+  std::transform(levels.begin(), levels.end(), result.begin(),
+                 [](int level) { return static_cast<std::int16_t>((level + 1) / 2); });
+  return result;
+}
 
 /// `format`: of the activations, index2 or index3.
 template <ActivationFormat format>
@@ -60,13 +80,13 @@ struct LookUpTables {
 };
 
 /// The number of the table of one step of one output channel. Weights of channels that do not exist are any
-/// level: their activations are zero, or their sums are not looked at.
+/// level, one of the smaller ones: their activations are zero, or their sums are not looked at.
 template <ActivationFormat format>
 std::size_t table_number(const ConvolutionLayer& layer, int output_channel, int tap, int step) {
   std::size_t number = 0;
   for (int i = 0; i < format.channels; ++i) {
     const int channel = format.channels * step + i;
-    std::size_t code = 2;
+    std::size_t code = 1;
     if (channel < layer.shape.input_channels && output_channel < layer.shape.output_channels) {
       const std::int16_t weight = weight_of(layer, output_channel, tap, channel);
       code = static_cast<std::size_t>(std::find(layer.levels.begin(), layer.levels.end(), weight) -
@@ -77,22 +97,28 @@ std::size_t table_number(const ConvolutionLayer& layer, int output_channel, int 
   return number;
 }
 
-/// The largest number of steps that no output channel can overflow 8 bits with, wherever a run begins; 0 when
-/// a channel's whole sum could pass `largest_sum` or a single entry 8 bits.
 template <ActivationFormat format>
-int proven_run_length(const ConvolutionLayer& layer, int largest_sum) {
+int step_count(const ConvolutionShape& shape) {
+  return shape.kernel * shape.kernel * group_count(format, shape.input_channels);
+}
+
+/// The largest number of steps that no output channel can overflow 8 bits with, wherever a run begins; 0 when
+/// a channel's whole sum could pass `largest_sum` or a single entry 8 bits. halves: tables of u.
+template <ActivationFormat format>
+int proven_run_length(const ConvolutionLayer& layer, bool halves, int largest_sum) {
   const int groups = group_count(format, layer.shape.input_channels);
-  const int steps = layer.shape.kernel * layer.shape.kernel * groups;
+  const int steps = step_count<format>(layer.shape);
   if (steps > kMaximumSteps || layer.levels[3] > 255 / activation_limit(2)) return 0;
   const LookUpTables<format> of(layer.levels);
+  const LookUpTables<format> used(halves ? halved(layer.levels) : layer.levels);
   int proven = steps;
   std::vector<int> ranges(static_cast<std::size_t>(steps));
   for (int o = 0; o < layer.shape.output_channels; ++o) {
     int total = 0;
     for (int step = 0; step < steps; ++step) {
-      const int range = of.tables[table_number<format>(layer, o, step / groups, step % groups)].range;
-      ranges[static_cast<std::size_t>(step)] = range;
-      total += range;
+      const std::size_t number = table_number<format>(layer, o, step / groups, step % groups);
+      ranges[static_cast<std::size_t>(step)] = used.tables[number].range;
+      total += of.tables[number].range;
     }
     if (total > largest_sum) return 0;
     proven = std::min(proven, longest_run(ranges, 255));
@@ -100,32 +126,60 @@ int proven_run_length(const ConvolutionLayer& layer, int largest_sum) {
   return proven;
 }
 
-/// Output channels up to `padded_channels` in blocks of `block_channels`; a table's place is `unit` times its
-/// number.
+/// What packing proved and summed up, as it lies in PackedConvolution::program:
 ///
-///   weights:  [tables][entries],
+///   run length, run length of tables of u or 0 where there are none,
+///   [tap][output channel, padded] sums of the tables' minima, the same of the tables of u, doubled
+struct TableProgram {
+  static constexpr std::size_t kHeader = 2;
+
+  int run_length;
+  int halved_run_length;
+  const std::int32_t* minima;
+  const std::int32_t* halved_minima;
+
+  TableProgram(const PackedConvolution& packed, int padded_channels)
+      : run_length(packed.program[0]),
+        halved_run_length(packed.program[1]),
+        minima(packed.program.data() + kHeader),
+        halved_minima(minima + packed.shape.kernel * packed.shape.kernel * padded_channels) {}
+};
+
+/// Output channels up to `padded_channels` in blocks of `block_channels`; a table's place is `unit` times its
+/// number. halved_run_length: 0 for no tables of u.
+///
+///   weights:  [tables][entries], [tables][entries] of u,
 ///             then [block of output channels][tap][group of input channels][block_channels] places
-///   program:  run length, then [tap][output channel, padded] sums of the tables' minima
+///   program:  TableProgram
 template <ActivationFormat format>
 PackedConvolution pack_tables(const ConvolutionLayer& layer, int padded_channels, int block_channels,
-                              std::size_t unit, int run_length) {
+                              std::size_t unit, int run_length, int halved_run_length = 0) {
   const int taps = layer.shape.kernel * layer.shape.kernel;
   const int groups = group_count(format, layer.shape.input_channels);
-  const LookUpTables<format> of(layer.levels);
   PackedConvolution packed{layer.shape, layer.activation_bits, {}, {}};
-  for (const auto& table : of.tables) {
-    packed.weights.insert(packed.weights.end(), table.entries.begin(), table.entries.end());
+  packed.program = {run_length, halved_run_length};
+  for (const bool halves : {false, true}) {
+    if (halves && halved_run_length == 0) continue;
+    const LookUpTables<format> of(halves ? halved(layer.levels) : layer.levels);
+    for (const auto& table : of.tables) {
+      packed.weights.insert(packed.weights.end(), table.entries.begin(), table.entries.end());
+    }
+    for (int tap = 0; tap < taps; ++tap) {
+      for (int o = 0; o < padded_channels; ++o) {
+        int minimum = 0;
+        for (int step = 0; step < groups; ++step) {
+          minimum += of.tables[table_number<format>(layer, o, tap, step)].minimum;
+        }
+        packed.program.push_back(halves ? 2 * minimum : minimum);
+      }
+    }
   }
-  packed.program.assign(static_cast<std::size_t>(1 + taps * padded_channels), 0);
-  packed.program[0] = run_length;
   for (int block = 0; block < padded_channels; block += block_channels) {
     for (int tap = 0; tap < taps; ++tap) {
       for (int step = 0; step < groups; ++step) {
         for (int o = block; o < block + block_channels; ++o) {
-          const std::size_t number = table_number<format>(layer, o, tap, step);
-          packed.weights.push_back(static_cast<std::uint8_t>(number * unit));
-          packed.program[static_cast<std::size_t>(1 + tap * padded_channels + o)] +=
-              of.tables[number].minimum;
+          packed.weights.push_back(
+              static_cast<std::uint8_t>(table_number<format>(layer, o, tap, step) * unit));
         }
       }
     }
