@@ -126,20 +126,19 @@ inline __attribute__((always_inline)) Word place_of(Word word, int first) {
 
 /// Sums of each run of a block, bytes.
 struct RunSums {
-  std::uint8_t* first;  ///< [positions][channels][64 lanes] of the first run
+  const std::uint8_t* first;  ///< [4 channels][64 lanes] of the first run's first position
+  std::ptrdiff_t position_bytes;
   std::ptrdiff_t run_bytes;
   int runs;
 };
 
 /// Looks up all steps of some positions times one or two blocks of four output channels; the second block's
-/// weights follow block_bytes behind the first one's. Of two blocks and one position the sums of the second
-/// block follow those of the first.
+/// weights follow block_bytes behind the first one's. run_sums: [run][position][channel][64 lanes].
 template <std::size_t kBlocks, std::size_t... P, std::size_t... K>
 inline __attribute__((always_inline)) void accumulate_block(std::index_sequence<P...>,
                                                             std::index_sequence<K...>, const Block& block,
                                                             std::ptrdiff_t block_bytes,
                                                             std::uint8_t* run_sums) {
-  static_assert(kBlocks == 1 || sizeof...(P) == 1);
   constexpr std::size_t kChannels = sizeof...(K);
   constexpr std::size_t kSums = sizeof...(P) * kChannels;
   const std::uint8_t* const position[] = {block.input + static_cast<std::ptrdiff_t>(P) * block.stride...};
@@ -207,7 +206,6 @@ inline __attribute__((always_inline)) void accumulate_block(std::index_sequence<
   }
 }
 
-/// run_sums: [run][position][channel][64 lanes].
 using Accumulate = void (*)(const Block& block, std::ptrdiff_t block_bytes, std::uint8_t* run_sums);
 
 template <std::size_t kPositionCount, std::size_t kBlocks>
@@ -217,6 +215,9 @@ void accumulate(const Block& block, std::ptrdiff_t block_bytes, std::uint8_t* ru
                             run_sums);
 }
 
+/// Few positions are two blocks of channels at a time: an index that is loaded serves eight look-ups.
+constexpr int kFewPositions = 2;
+constexpr Accumulate kAccumulateTwoBlocks[kFewPositions] = {accumulate<1, 2>, accumulate<2, 2>};
 constexpr Accumulate kAccumulate[kPositions] = {accumulate<1, 1>, accumulate<2, 1>, accumulate<3, 1>,
                                                 accumulate<4, 1>, accumulate<5, 1>, accumulate<6, 1>};
 
@@ -669,7 +670,7 @@ void finish(const Context& context, const Block& block, const RunSums& given_sum
   const int positions = block.positions;
   for (int p = 0; p < positions; ++p) {
     Sums sums[kBlockChannels];
-    widen(run_sums.first + p * kBlockChannels * kLanes, run_sums.run_bytes, run_sums.runs, factor, sums);
+    widen(run_sums.first + p * run_sums.position_bytes, run_sums.run_bytes, run_sums.runs, factor, sums);
     if (activation_sums != nullptr) {
       const Sums minus = activation_sums->minus(p);
 #pragma GCC unroll 4
@@ -750,18 +751,86 @@ bool prepare_channels(const OutputStage& stage, bool uses_thresholds, int first,
   return fits_bytes;
 }
 
+/// Where a call's blocks find their tables and weights, and the memory that they share.
+struct Walk {
+  const std::uint8_t* tables;
+  const std::uint8_t* weights;
+  std::ptrdiff_t block_bytes;  ///< of the weights of four output channels
+  const Steps& steps;
+  ActivationSums* activation_sums;  ///< nullptr: tables are of the weights themselves
+  std::uint8_t* run_sums;           ///< [runs][positions x channels of a block][64]
+};
+
+/// How the sums of some output channels become outputs: first .. last - 1, prepared in `channels`.
+struct Chunk {
+  int first;
+  int last;
+  Channels channels;
+  Finish finish;
+  bool uses_tile;  ///< collects bytes of whole tiles of channels first
+  bool uses_derived_tile;
+};
+
+/// One row of a call, some of its output channels.
+void compute_row(const Walk& walk, const Chunk& chunk, const Context& context) {
+  const ConvolutionCall& call = context.call;
+  for (int first = 0, left = call.positions; left > 0;) {
+    // As equal blocks as possible: 14 positions are 4 + 5 + 5.
+    const int positions = left / ((left + kPositions - 1) / kPositions);
+    const std::uint8_t* const input = call.input.at(first, 0);
+    if (walk.activation_sums != nullptr) walk.activation_sums->move_to(input, positions, first == 0);
+    // One or two blocks of channels.
+    const auto compute = [&](int channel, int blocks) {
+      Block block{input,
+                  call.input.position_stride,
+                  &walk.steps,
+                  walk.tables,
+                  walk.weights + channel / kBlockChannels * walk.block_bytes,
+                  &chunk.channels,
+                  channel - chunk.first,
+                  positions,
+                  first,
+                  channel};
+      (blocks == 1 ? kAccumulate : kAccumulateTwoBlocks)[positions - 1](block, walk.block_bytes,
+                                                                        walk.run_sums);
+      constexpr std::ptrdiff_t kBlockSums = kBlockChannels * kLanes;
+      RunSums sums{walk.run_sums, blocks * kBlockSums, positions * blocks * kBlockSums, walk.steps.count()};
+      for (int b = 0; b < blocks; ++b) {
+        chunk.finish(context, block, sums);
+        block.in_chunk += kBlockChannels;
+        block.channel += kBlockChannels;
+        sums.first += kBlockSums;
+      }
+    };
+    if (positions <= kFewPositions && !chunk.uses_tile && !chunk.uses_derived_tile) {
+      for (int channel = chunk.first; channel < chunk.last; channel += 2 * kBlockChannels) {
+        compute(channel, channel + kBlockChannels < chunk.last ? 2 : 1);
+      }
+    } else {
+      for (int tile_first = chunk.first - chunk.first % kTileChannels; tile_first < chunk.last;
+           tile_first += kTileChannels) {
+        const int before = std::max(chunk.first - tile_first, 0);  // channels of another call
+        const int channels = std::min(kTileChannels, chunk.last - tile_first);
+        for (int k = before; k < channels; k += kBlockChannels) compute(tile_first + k, 1);
+        const auto store = [&](const OutputView& view, const ActivationFormat& format, const ByteTile& tile) {
+          store_tile(view, format, first, positions, tile_first, channels, tile, kLanes, before);
+        };
+        if (chunk.uses_tile) store(call.output, context.stage.format, context.tile);
+        if (chunk.uses_derived_tile) store(call.derived, context.stage.derived_format, context.derived_tile);
+      }
+    }
+    first += positions;
+    left -= positions;
+  }
+}
+
 void run(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call) {
   const int groups = groups_of(packed.shape);
   const int padded = padded_channels_of(packed.shape);
-  const std::ptrdiff_t block_bytes =
-      std::ptrdiff_t{packed.shape.kernel} * packed.shape.kernel * groups * kBlockChannels;
   const TableProgram program(packed, padded);
-  const std::uint8_t* const weights =
-      packed.weights.data() + (program.halved_run_length == 0 ? 1 : 2) * kTables * kTableBytes;
   const bool halves =
       program.halved_run_length != 0 &&
       (call.last_channel - call.first_channel >= kManyChannels || ActivationSums::are_shared(call));
-  const std::uint8_t* const tables = packed.weights.data() + (halves ? kTables * kTableBytes : 0);
   const std::int32_t* const table_minima = halves ? program.halved_minima : program.minima;
   const Steps steps(call, groups, halves ? program.halved_run_length : program.run_length);
   const Way way = choose_way(stage, call);
@@ -770,93 +839,47 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
   ByteTile derived_tile;
   std::optional<ActivationSums> activation_sums;
   if (halves) activation_sums.emplace(call, groups);
-  alignas(64) std::uint8_t run_sums[kMaximumRuns][kPositions * kBlockChannels][kLanes];
+  alignas(64) std::uint8_t run_sums[kMaximumRuns * kPositions * kBlockChannels * kLanes];
   alignas(64) std::uint8_t open[kPositions * kLanes];
   alignas(64) std::uint8_t derived_thresholds[3][kLanes];
   for (int t = 0; t < 3 && derives_index(stage); ++t) {
     std::memset(derived_thresholds[t], stage.derived_thresholds[t], kLanes);
   }
-  const Context context{
-      stage, call, tile, derived_tile, derived_thresholds[0], open, halves ? &*activation_sums : nullptr};
-  int chunk_end = 0;
-  for (int chunk = call.first_channel; chunk < call.last_channel; chunk = chunk_end) {
+  constexpr int kTablesBytes = kTables * kTableBytes;
+  const Walk walk{packed.weights.data() + (halves ? kTablesBytes : 0),
+                  packed.weights.data() + (program.halved_run_length == 0 ? 1 : 2) * kTablesBytes,
+                  std::ptrdiff_t{packed.shape.kernel} * packed.shape.kernel * groups * kBlockChannels,
+                  steps,
+                  halves ? &*activation_sums : nullptr,
+                  run_sums};
+  Chunk chunk;
+  for (chunk.first = call.first_channel; chunk.first < call.last_channel; chunk.first = chunk.last) {
     // Chunks end where groups do.
-    chunk_end = std::min(chunk - chunk % kTileChannels + kChunk, call.last_channel);
-    const int count = (chunk_end - chunk + kBlockChannels - 1) / kBlockChannels * kBlockChannels;
+    chunk.last = std::min(chunk.first - chunk.first % kTileChannels + kChunk, call.last_channel);
+    const int count = (chunk.last - chunk.first + kBlockChannels - 1) / kBlockChannels * kBlockChannels;
     std::int32_t minimum[kChunk] = {};
     std::int32_t table_minimum[kChunk] = {};
     for (const Tap& tap : call.taps) {
-      const std::ptrdiff_t of_tap = std::ptrdiff_t{tap.index} * padded + chunk;
+      const std::ptrdiff_t of_tap = std::ptrdiff_t{tap.index} * padded + chunk.first;
       for (int k = 0; k < count; ++k) minimum[k] += program.minima[of_tap + k];
       for (int k = 0; k < count; ++k) table_minimum[k] += table_minima[of_tap + k];
     }
-    Channels channels;
-    const bool in_bytes =
-        prepare_channels(stage, way.uses_thresholds, chunk, count, minimum, table_minimum, channels);
-    const Finish finish_block = in_bytes ? finish<IndexThresholds> : way.finish;
-    const bool uses_tiles = (way.uses_tile && !in_bytes) || way.uses_derived_tile;
-    for (int first = 0, left = call.positions; left > 0;) {
-      // As equal blocks as possible: 14 positions are 4 + 5 + 5.
-      const int positions = left / ((left + kPositions - 1) / kPositions);
-      const auto block_at = [&](int channel) {
-        return Block{call.input.at(first, 0),
-                     call.input.position_stride,
-                     &steps,
-                     tables,
-                     weights + channel / kBlockChannels * block_bytes,
-                     &channels,
-                     channel - chunk,
-                     positions,
-                     first,
-                     channel};
-      };
-      if (halves) activation_sums->move_to(call.input.at(first, 0), positions, first == 0);
-      // One or two blocks of channels.
-      const auto compute = [&](int channel, int blocks) {
-        Block block = block_at(channel);
-        const Accumulate accumulate_blocks = blocks == 1 ? kAccumulate[positions - 1] : accumulate<1, 2>;
-        accumulate_blocks(block, block_bytes, run_sums[0][0]);
-        const std::ptrdiff_t block_sums = std::ptrdiff_t{positions} * kBlockChannels * kLanes;
-        RunSums sums{run_sums[0][0], blocks * block_sums, steps.count()};
-        for (int b = 0; b < blocks; ++b) {
-          finish_block(context, block, sums);
-          block.in_chunk += kBlockChannels;
-          block.channel += kBlockChannels;
-          sums.first += block_sums;
-        }
-      };
-      if (positions == 1 && !uses_tiles) {
-        // A table that is loaded serves one look-up, but an index eight.
-        for (int channel = chunk; channel < chunk_end; channel += 2 * kBlockChannels) {
-          compute(channel, channel + kBlockChannels < chunk_end ? 2 : 1);
-        }
-        ++first;
-        --left;
-        continue;
-      }
-      for (int tile_first = chunk - chunk % kTileChannels; tile_first < chunk_end;
-           tile_first += kTileChannels) {
-        const int before = std::max(chunk - tile_first, 0);  // channels of another call
-        const int tile_channels = std::min(kTileChannels, chunk_end - tile_first);
-        for (int k = before; k < tile_channels; k += kBlockChannels) compute(tile_first + k, 1);
-        if (way.uses_tile && !in_bytes) {
-          store_tile(call.output, stage.format, first, positions, tile_first, tile_channels, tile, kLanes,
-                     before);
-        }
-        if (way.uses_derived_tile) {
-          store_tile(call.derived, stage.derived_format, first, positions, tile_first, tile_channels,
-                     derived_tile, kLanes, before);
-        }
-      }
-      first += positions;
-      left -= positions;
+    const bool in_bytes = prepare_channels(stage, way.uses_thresholds, chunk.first, count, minimum,
+                                           table_minimum, chunk.channels);
+    chunk.finish = in_bytes ? finish<IndexThresholds> : way.finish;
+    chunk.uses_tile = way.uses_tile && !in_bytes;
+    chunk.uses_derived_tile = way.uses_derived_tile;
+    for (int row = 0; row < call.rows; ++row) {
+      const ConvolutionCall of_row = row_of(call, row);
+      compute_row(walk, chunk,
+                  {stage, of_row, tile, derived_tile, derived_thresholds[0], open, walk.activation_sums});
     }
   }
 }
 
 constexpr std::array kRows = {
     ConvolutionKernel{"int2_vbmi", InstructionSet::avx512_vbmi, 2, 2, kLanes, kBlockChannels, kIndex3,
-                      supports, pack, run},
+                      supports, pack, run, kPlanar8, nullptr, false, true},
 };
 
 }  // namespace

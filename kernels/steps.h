@@ -100,6 +100,17 @@ inline ConvolutionCall part_of(const ConvolutionCall& call, int first, int posit
   return part;
 }
 
+/// One row of a call.
+inline ConvolutionCall row_of(const ConvolutionCall& call, int row) {
+  ConvolutionCall part = call;
+  part.rows = 1;
+  part.input.data += row * call.input.row_stride;
+  part.output.data += row * call.output.row_stride;
+  part.residual.data += row * call.residual.row_stride;
+  part.derived.data += row * call.derived.row_stride;
+  return part;
+}
+
 /// Whether any tap list of this layer fits into Steps: at worst every kernel row is a stretch of its own.
 /// Offsets stay within a layer's input: in tiles up to 256 bytes for each position and group (64 lanes of 4
 /// bytes), as planes of a single image six copies of up to 4 bytes, and margins. 768 bytes are more than
