@@ -76,10 +76,12 @@ bool supports(const ConvolutionLayer& layer) {
                               halved_run_length_of(layer));
 }
 
-/// What a call needs of its output channels, each value the same in all bytes or words of 32 bits.
+/// What a call needs of its output channels, words and bytes the same in all lanes of 32 bits.
 struct Channels {
-  std::uint32_t start[kChunk];  ///< what the sums start from, in words
-  std::uint32_t lower[kChunk];  ///< thresholds 1 and 3 minus threshold 2, in bytes or words
+  std::int32_t minimum[kChunk];  ///< sum = what is added up + minimum
+  float bias[kChunk];            ///< minus minimum, and the 2^23 of a float whose last bits are the sum
+  std::uint32_t start[kChunk];   ///< in words: minus the second threshold, of what is added up
+  std::uint32_t lower[kChunk];   ///< thresholds 1 and 3 minus threshold 2, in bytes or words
   std::uint32_t upper[kChunk];
 };
 
@@ -241,17 +243,14 @@ inline __attribute__((always_inline)) void widen(const std::uint8_t* from, std::
     return Sums{_mm512_maddubs_epi16(_mm512_unpacklo_epi8(one, other), factor),
                 _mm512_maddubs_epi16(_mm512_unpackhi_epi8(one, other), factor)};
   };
-  if ((runs & 1) != 0) {
+  const int first_runs = (runs & 1) != 0 ? 1 : 2;
 #pragma GCC unroll 4
-    for (std::size_t k = 0; k < count; ++k) {
-      sums[k] = sum_of(load(from + k * kLanes), _mm512_setzero_si512());
-    }
-    from += run_bytes;
-  } else {
-#pragma GCC unroll 4
-    for (Sums& sum : sums) sum = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+  for (std::size_t k = 0; k < count; ++k) {
+    const __m512i other = first_runs == 1 ? _mm512_setzero_si512() : load(from + run_bytes + k * kLanes);
+    sums[k] = sum_of(loaded_once(load(from + k * kLanes)), other);
   }
-  for (int pairs = runs / 2; pairs != 0; --pairs, from += 2 * run_bytes) {
+  for (int r = first_runs; r != runs; r += 2) {
+    from += (r == first_runs ? first_runs : 2) * run_bytes;
 #pragma GCC unroll 4
     for (std::size_t k = 0; k < count; ++k) {
       sums[k] = sums[k] + sum_of(loaded_once(load(from + k * kLanes)),
@@ -260,11 +259,14 @@ inline __attribute__((always_inline)) void widen(const std::uint8_t* from, std::
   }
 }
 
-/// Minus the sums of all activations that meet each position of a block, for tables of u. Where the taps are
-/// rows of three that slide by one from position to position, three positions share the sum of a column.
+/// kMostActivations minus the sum of all activations that meet each position of a block, for tables of u.
+/// Where the taps are rows of three that slide by one from position to position, three positions share the
+/// sum of a column.
 class ActivationSums {
  public:
   static constexpr std::size_t kRow = 3;
+  static constexpr int kMostActivations = kMaximumSteps * kGroup * activation_limit(2);
+  static_assert(kMostActivations % kRow == 0);
 
   static bool are_shared(const ConvolutionCall& call) {
     bool slides = call.taps.size() % kRow == 0;
@@ -328,7 +330,9 @@ class ActivationSums {
     const __m512i table = load(kTable.data());
     const __m512i zero = _mm512_setzero_si512();
     const std::uint8_t* const column[] = {input + static_cast<std::ptrdiff_t>(C) * stride_...};
-    Sums sums[] = {((void)C, Sums{zero, zero})...};
+    const __m512i most =
+        _mm512_set1_epi16(static_cast<std::int16_t>(kMostActivations / (shared_ == 0 ? 1 : kRow)));
+    Sums sums[] = {((void)C, Sums{most, most})...};
     for (int first = 0; first < count_; first += kRun) {
       const int last = std::min(first + kRun, count_);
       __m512i bytes[] = {((void)C, zero)...};
@@ -452,6 +456,7 @@ class IndexWriter {
 /// 2-bit outputs of sums that start from minus the second threshold: saturated to bytes, they still compare
 /// rightly with thresholds that are closer to it than 127.
 struct IndexThresholds {
+  __m512i start[kBlockChannels];
   __m512i lower[kBlockChannels];
   __m512i upper[kBlockChannels];
   IndexWriter write;
@@ -459,6 +464,7 @@ struct IndexThresholds {
   IndexThresholds(const Context& context, const Block& block) : write(context.call.output, context, block) {
 #pragma GCC unroll 4
     for (int k = 0; k < kBlockChannels; ++k) {
+      start[k] = everywhere(block.channels->start[block.in_chunk + k]);
       lower[k] = everywhere(block.channels->lower[block.in_chunk + k]);
       upper[k] = everywhere(block.channels->upper[block.in_chunk + k]);
     }
@@ -468,7 +474,8 @@ struct IndexThresholds {
     __m512i four = _mm512_setzero_si512();
 #pragma GCC unroll 4
     for (int k = 0; k < kBlockChannels; ++k) {
-      const __m512i above = _mm512_packs_epi16(sums[k].low, sums[k].high);
+      const Sums sum = sums[k] + Sums{start[k], start[k]};
+      const __m512i above = _mm512_packs_epi16(sum.low, sum.high);
       four = add_count(four, k, _mm512_cmpgt_epi8_mask(above, lower[k]),
                        _mm512_cmpgt_epi8_mask(above, _mm512_setzero_si512()),
                        _mm512_cmpgt_epi8_mask(above, upper[k]));
@@ -480,13 +487,16 @@ struct IndexThresholds {
 /// The same for any thresholds and formats, one byte each.
 struct ThresholdBytes {
   static constexpr bool kDerives = false;
+  __m512i start;
   __m512i thresholds[3];
 
   ThresholdBytes(const OutputStage&, const Block& block, int k)
-      : thresholds{everywhere(block.channels->lower[block.in_chunk + k]), _mm512_setzero_si512(),
+      : start(everywhere(block.channels->start[block.in_chunk + k])),
+        thresholds{everywhere(block.channels->lower[block.in_chunk + k]), _mm512_setzero_si512(),
                    everywhere(block.channels->upper[block.in_chunk + k])} {}
 
-  __m512i operator()(const std::uint8_t*, const Sums& sums) const {
+  __m512i operator()(const std::uint8_t*, const Sums& given) const {
+    const Sums sums = given + Sums{start, start};
     const __m512i one = _mm512_set1_epi16(1);
     __m512i low = _mm512_setzero_si512();
     __m512i high = _mm512_setzero_si512();
@@ -500,11 +510,12 @@ struct ThresholdBytes {
 
 enum class Residual { none, unsigned8, signed8 };
 
-/// 8-bit outputs with or without a planar residual, of sums that start from 2^15 more. |y| < 2^31 is known.
+/// 8-bit outputs with or without a planar residual. |y| < 2^31 is known.
 template <Residual residual, bool is_signed>
 struct Requantized {
   static constexpr bool kDerives = !is_signed;  ///< often enough that deriving without a tile pays
 
+  __m512 bias;
   __m512 scale;
   __m512 offset;
   __m512 ratio;
@@ -513,7 +524,8 @@ struct Requantized {
   __m512i exponent;
 
   Requantized(const OutputStage& stage, const Block& block, int k)
-      : scale(_mm512_set1_ps(stage.scale[block.channel + k])),
+      : bias(_mm512_set1_ps(block.channels->bias[block.in_chunk + k])),
+        scale(_mm512_set1_ps(stage.scale[block.channel + k])),
         offset(_mm512_set1_ps(stage.offset[block.channel + k])),
         ratio(_mm512_set1_ps(stage.residual_ratio)),
         is_clamped(stage.range.highest < 255),
@@ -524,7 +536,6 @@ struct Requantized {
   __attribute__((always_inline)) __m512i operator()(const std::uint8_t* residual_bytes,
                                                     const Sums& sums) const {
     // A 16-bit word u above 0x4B00 is the float 2^23 + u, so one subtraction gives u plus any exact integer.
-    const __m512 bias = _mm512_set1_ps(8388608.0F + 32768.0F);
     __m512i residuals = _mm512_setzero_si512();
     if constexpr (residual != Residual::none) {
       residuals = loaded_once(load(residual_bytes));
@@ -635,7 +646,7 @@ struct ByteOutput {
   }
 };
 
-/// Every other combination of formats, value by value, of sums that start from 2^15 more.
+/// Every other combination of formats, value by value.
 struct PlainOutput {
   const Context& context;
   const Block& block;
@@ -650,20 +661,18 @@ struct PlainOutput {
       _mm512_store_si512(words[0], of_channels[k].low);
       _mm512_store_si512(words[1], of_channels[k].high);
       for (int lane = 0; lane < kLanes; ++lane) {
-        sums[k][lane] = words[lane / 8 % 2][lane / 16 * 8 + lane % 8] - 32768;
+        sums[k][lane] =
+            words[lane / 8 % 2][lane / 16 * 8 + lane % 8] + block.channels->minimum[block.in_chunk + k];
       }
     }
     write_plainly(context.stage, context.call, block.first_position + p, block.channel, channels, sums);
   }
 };
 
-/// A block's sums, from whatever they start from, become outputs.
+/// A block's sums become outputs.
 template <typename Output>
 void finish(const Context& context, const Block& block, const RunSums& given_sums) {
   Output output(context, block);
-  __m512i start[kBlockChannels];
-#pragma GCC unroll 4
-  for (int k = 0; k < kBlockChannels; ++k) start[k] = everywhere(block.channels->start[block.in_chunk + k]);
   const ActivationSums* const activation_sums = context.activation_sums;
   const __m512i factor = _mm512_set1_epi8(activation_sums == nullptr ? 1 : 2);
   const RunSums run_sums = given_sums;
@@ -676,8 +685,6 @@ void finish(const Context& context, const Block& block, const RunSums& given_sum
 #pragma GCC unroll 4
       for (Sums& sum : sums) sum = sum + minus;
     }
-#pragma GCC unroll 4
-    for (int k = 0; k < kBlockChannels; ++k) sums[k] = sums[k] + Sums{start[k], start[k]};
     output(p, sums);
   }
 }
@@ -715,40 +722,36 @@ Way choose_way(const OutputStage& stage, const ConvolutionCall& call) {
                                : bytes(std::type_identity<Requantized<Residual::unsigned8, false>>{});
 }
 
-/// What `count` output channels from `first` need: sum + start in words. minimum: sums of the tables' minima;
-/// table_minimum: of those that are used. Returns whether thresholds 1 and 3 are in bytes, which they are
-/// wherever they fit. Plain loops that become vectors: a small map has many calls.
+/// What `count` output channels from `first` need. minimum: of their sums; channels.minimum is known. Returns
+/// whether thresholds 1 and 3 are in bytes, which they are wherever they fit. Plain loops that become
+/// vectors: a small map has many calls.
 bool prepare_channels(const OutputStage& stage, bool uses_thresholds, int first, int count,
-                      const std::int32_t* minimum, const std::int32_t* table_minimum, Channels& channels) {
-  std::int32_t start[kChunk];
-  for (int k = 0; k < count; ++k) start[k] = 32768 + table_minimum[k];
-  bool fits_bytes = false;
-  if (uses_thresholds) {
-    std::int32_t thresholds[3][kChunk];
-    for (int t = 0; t < 3; ++t) {
-      const std::int16_t* of_stage = stage.thresholds + t * stage.padded_channels + first;
-      for (int k = 0; k < count; ++k) {
-        // Sums minus their minimum are 0 .. kLargestSum, so this changes no comparison.
-        thresholds[t][k] = std::min(std::max(of_stage[k] - minimum[k], -1), kLargestSum);
-      }
-    }
-    std::int32_t lowest = 0;
-    std::int32_t highest = 0;
+                      const std::int32_t* minimum, Channels& channels) {
+  for (int k = 0; k < count; ++k) channels.bias[k] = static_cast<float>(8388608 - channels.minimum[k]);
+  if (!uses_thresholds) return false;
+  std::int32_t thresholds[3][kChunk];
+  for (int t = 0; t < 3; ++t) {
+    const std::int16_t* of_stage = stage.thresholds + t * stage.padded_channels + first;
     for (int k = 0; k < count; ++k) {
-      thresholds[0][k] -= thresholds[1][k];
-      thresholds[2][k] -= thresholds[1][k];
-      start[k] = table_minimum[k] - minimum[k] - thresholds[1][k];
-      lowest = std::min(lowest, thresholds[0][k]);
-      highest = std::max(highest, thresholds[2][k]);
-    }
-    fits_bytes = stage.format == kIndex3 && stage.derived_bits == 0 && lowest >= -128 && highest <= 126;
-    for (int k = 0; k < count; ++k) {
-      channels.lower[k] = fits_bytes ? in_bytes(thresholds[0][k]) : in_words(thresholds[0][k]);
-      channels.upper[k] = fits_bytes ? in_bytes(thresholds[2][k]) : in_words(thresholds[2][k]);
+      // Sums minus their minimum are 0 .. kLargestSum, so this changes no comparison.
+      thresholds[t][k] = std::min(std::max(of_stage[k] - minimum[k], -1), kLargestSum);
     }
   }
-  for (int k = 0; k < count; ++k) channels.start[k] = in_words(start[k]);
-  return fits_bytes;
+  std::int32_t lowest = 0;
+  std::int32_t highest = 0;
+  for (int k = 0; k < count; ++k) {
+    channels.start[k] = in_words(channels.minimum[k] - minimum[k] - thresholds[1][k]);
+    thresholds[0][k] -= thresholds[1][k];
+    thresholds[2][k] -= thresholds[1][k];
+    lowest = std::min(lowest, thresholds[0][k]);
+    highest = std::max(highest, thresholds[2][k]);
+  }
+  const bool fit = stage.format == kIndex3 && stage.derived_bits == 0 && lowest >= -128 && highest <= 126;
+  for (int k = 0; k < count; ++k) {
+    channels.lower[k] = fit ? in_bytes(thresholds[0][k]) : in_words(thresholds[0][k]);
+    channels.upper[k] = fit ? in_bytes(thresholds[2][k]) : in_words(thresholds[2][k]);
+  }
+  return fit;
 }
 
 /// Where a call's blocks find their tables and weights, and the memory that they share.
@@ -858,14 +861,14 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
     chunk.last = std::min(chunk.first - chunk.first % kTileChannels + kChunk, call.last_channel);
     const int count = (chunk.last - chunk.first + kBlockChannels - 1) / kBlockChannels * kBlockChannels;
     std::int32_t minimum[kChunk] = {};
-    std::int32_t table_minimum[kChunk] = {};
+    std::fill_n(chunk.channels.minimum, count, halves ? -ActivationSums::kMostActivations : 0);
     for (const Tap& tap : call.taps) {
       const std::ptrdiff_t of_tap = std::ptrdiff_t{tap.index} * padded + chunk.first;
       for (int k = 0; k < count; ++k) minimum[k] += program.minima[of_tap + k];
-      for (int k = 0; k < count; ++k) table_minimum[k] += table_minima[of_tap + k];
+      for (int k = 0; k < count; ++k) chunk.channels.minimum[k] += table_minima[of_tap + k];
     }
-    const bool in_bytes = prepare_channels(stage, way.uses_thresholds, chunk.first, count, minimum,
-                                           table_minimum, chunk.channels);
+    const bool in_bytes =
+        prepare_channels(stage, way.uses_thresholds, chunk.first, count, minimum, chunk.channels);
     chunk.finish = in_bytes ? finish<IndexThresholds> : way.finish;
     chunk.uses_tile = way.uses_tile && !in_bytes;
     chunk.uses_derived_tile = way.uses_derived_tile;
