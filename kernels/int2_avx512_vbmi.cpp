@@ -383,15 +383,14 @@ struct Plane {
   Byte* at(int position) const { return first + position * position_stride; }
 };
 
-/// How many of three thresholds each byte of channel k exceeds, in that channel's two bits of `four`.
-inline __attribute__((always_inline)) __m512i add_count(__m512i four, int k, __mmask64 one, __mmask64 two,
-                                                        __mmask64 three) {
+/// How many of three thresholds each byte of channel k exceeds, in that channel's two bits of four.
+inline __attribute__((always_inline)) __m512i count_of(int k, __mmask64 one, __mmask64 two, __mmask64 three) {
   static constexpr std::uint32_t kUnits[kBlockChannels] = {in_bytes(1), in_bytes(4), in_bytes(16),
                                                            in_bytes(64)};
   const __m512i unit = loaded_once(everywhere(kUnits[k]));
-  four = _mm512_mask_add_epi8(four, one, four, unit);
-  four = _mm512_mask_add_epi8(four, two, four, unit);
-  return _mm512_mask_add_epi8(four, three, four, unit);
+  __m512i count = _mm512_maskz_mov_epi8(one, unit);
+  count = _mm512_mask_add_epi8(count, two, count, unit);
+  return _mm512_mask_add_epi8(count, three, count, unit);
 }
 
 /// 2-bit values of four output channels become index3 bytes, each of three. What a block leaves open of a
@@ -471,14 +470,14 @@ struct IndexThresholds {
   }
 
   __attribute__((always_inline)) void operator()(int p, const Sums (&sums)[kBlockChannels]) const {
-    __m512i four = _mm512_setzero_si512();
+    __m512i four = _mm512_setzero_si512();  // joined, not counted on, so that no channel waits for another
 #pragma GCC unroll 4
     for (int k = 0; k < kBlockChannels; ++k) {
       const Sums sum = sums[k] + Sums{start[k], start[k]};
       const __m512i above = _mm512_packs_epi16(sum.low, sum.high);
-      four = add_count(four, k, _mm512_cmpgt_epi8_mask(above, lower[k]),
-                       _mm512_cmpgt_epi8_mask(above, _mm512_setzero_si512()),
-                       _mm512_cmpgt_epi8_mask(above, upper[k]));
+      four = _mm512_or_si512(four, count_of(k, _mm512_cmpgt_epi8_mask(above, lower[k]),
+                                            _mm512_cmpgt_epi8_mask(above, _mm512_setzero_si512()),
+                                            _mm512_cmpgt_epi8_mask(above, upper[k])));
     }
     write(p, four);
   }
@@ -622,7 +621,7 @@ struct ByteOutput {
                  Bytes(stage, block, 3)} {}
 
   __attribute__((always_inline)) void operator()(int p, const Sums (&sums)[kBlockChannels]) const {
-    __m512i four = _mm512_setzero_si512();
+    __m512i four = _mm512_setzero_si512();  // joined, not counted on, so that no channel waits for another
 #pragma GCC unroll 4
     for (int k = 0; k < kBlockChannels; ++k) {
       if (k >= channels) break;
@@ -632,7 +631,7 @@ struct ByteOutput {
         const auto above = [&](int t) __attribute__((always_inline)) {
           return _mm512_cmpgt_epu8_mask(bytes, load(derived_thresholds + t * kLanes));
         };
-        four = add_count(four, k, above(0), above(1), above(2));
+        four = _mm512_or_si512(four, count_of(k, above(0), above(1), above(2)));
       } else if (stage.derived_bits != 0) {
         store(derived.at(p) + k * derived.channel_stride, derive(bytes, stage));
       }
