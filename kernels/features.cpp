@@ -4,20 +4,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels/requantize.h"
 
 namespace nibble {
-
-template <typename Value>
-void pool_image_lanes(const Value* map, int positions, int channels, int lanes, std::int32_t* sums) {
-  const int count = channels * lanes;
-  std::fill_n(sums, count, 0);
-  for (int position = 0; position < positions; ++position) {
-    const Value* values = map + std::ptrdiff_t{position} * count;
-    for (int i = 0; i < count; ++i) sums[i] += values[i];
-  }
-}
 
 namespace {
 
@@ -31,6 +22,47 @@ inline __m128i sums_of(__m128i bytes, std::uint8_t) {
 inline __m128i sums_of(__m128i words, std::uint16_t) {
   return _mm_madd_epi16(words, _mm_set1_epi16(1));
 }
+
+/// A cache line of a map's positions, `stride` values apart, added up while it is in registers.
+template <typename Value>
+struct LineSums {
+  static constexpr int kRegisters = 4;
+  static constexpr int kValues = kRegisters * kRegisterBytes / static_cast<int>(sizeof(Value));
+
+  static void add(const Value* from, int positions, std::ptrdiff_t stride, std::int32_t* sums) {
+    constexpr int kMost = sizeof(Value) == 1 ? 256 : 65536;  // of positions that twice as wide sums hold
+    std::fill_n(sums, kValues, 0);
+    const __m128i zero = _mm_setzero_si128();
+    while (positions > 0) {
+      const int some = std::min(positions, kMost);
+      __m128i wide[2 * kRegisters];
+      for (__m128i& sum : wide) sum = zero;
+      for (int position = 0; position < some; ++position, from += stride) {
+        for (int r = 0; r < kRegisters; ++r) {
+          const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from) + r);
+          add_widened(values, Value{}, wide[2 * r], wide[2 * r + 1]);
+        }
+      }
+      positions -= some;
+      alignas(kRegisterBytes) Wide values[kValues];
+      for (int r = 0; r < 2 * kRegisters; ++r)
+        _mm_store_si128(reinterpret_cast<__m128i*>(values) + r, wide[r]);
+      for (int i = 0; i < kValues; ++i) sums[i] += static_cast<std::int32_t>(values[i]);
+    }
+  }
+
+ private:
+  using Wide = std::conditional_t<sizeof(Value) == 1, std::uint16_t, std::uint32_t>;
+
+  static void add_widened(__m128i values, std::uint8_t, __m128i& low, __m128i& high) {
+    low = _mm_add_epi16(low, _mm_unpacklo_epi8(values, _mm_setzero_si128()));
+    high = _mm_add_epi16(high, _mm_unpackhi_epi8(values, _mm_setzero_si128()));
+  }
+  static void add_widened(__m128i values, std::uint16_t, __m128i& low, __m128i& high) {
+    low = _mm_add_epi32(low, _mm_unpacklo_epi16(values, _mm_setzero_si128()));
+    high = _mm_add_epi32(high, _mm_unpackhi_epi16(values, _mm_setzero_si128()));
+  }
+};
 
 template <typename Value>
 std::int32_t sum_of(const Value* values, int count) {
@@ -49,6 +81,20 @@ std::int32_t sum_of(const Value* values, int count) {
 }
 
 }  // namespace
+
+template <typename Value>
+void pool_image_lanes(const Value* map, int positions, int channels, int lanes, std::int32_t* sums) {
+  const int count = channels * lanes;
+  int i = 0;
+  for (; i + LineSums<Value>::kValues <= count; i += LineSums<Value>::kValues) {
+    LineSums<Value>::add(map + i, positions, count, sums + i);
+  }
+  for (; i < count; ++i) {
+    sums[i] = 0;
+    for (int position = 0; position < positions; ++position)
+      sums[i] += map[std::ptrdiff_t{position} * count + i];
+  }
+}
 
 template <typename Value>
 void pool_position_lanes(const Value* planes, int positions, int plane_stride, int channels,

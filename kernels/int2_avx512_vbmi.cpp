@@ -534,55 +534,35 @@ struct Requantized {
   /// residual_bytes: 64 lanes of this channel and position.
   __attribute__((always_inline)) __m512i operator()(const std::uint8_t* residual_bytes,
                                                     const Sums& sums) const {
-    // A 16-bit word u above 0x4B00 is the float 2^23 + u, so one subtraction gives u plus any exact integer.
     __m512i residuals = _mm512_setzero_si512();
     if constexpr (residual != Residual::none) {
-      residuals = loaded_once(load(residual_bytes));
+      residuals = load(residual_bytes);
       if constexpr (residual == Residual::signed8) {
         residuals = _mm512_xor_si512(residuals, _mm512_set1_epi8(-128));
       }
+      residuals = loaded_once(residuals);
     }
-    // Four times 16 lanes, one instruction for all of them after the other: pins say why. In each 128-bit
-    // block y[i] has lanes 4 i .. 4 i + 3.
-    __m512 y[4] = {
-        _mm512_castsi512_ps(_mm512_unpacklo_epi16(sums.low, exponent)),
-        _mm512_castsi512_ps(_mm512_unpackhi_epi16(sums.low, exponent)),
-        _mm512_castsi512_ps(_mm512_unpacklo_epi16(sums.high, exponent)),
-        _mm512_castsi512_ps(_mm512_unpackhi_epi16(sums.high, exponent)),
-    };
-    const auto each = [&](auto stage) __attribute__((always_inline)) {
+    // Four times 16 lanes; in each 128-bit block part i has lanes 4 i .. 4 i + 3.
+    __m512i q[4];
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) y[i] = stage(y[i], i);
-      wait_for_pins(y[0], y[1], y[2], y[3]);
-    };
-    wait_for_pins(y[0], y[1], y[2], y[3]);
-    // By a multiplication pipe: additions and conversions fill the others.
-    each([&](__m512 value, int) { return _mm512_fmsub_ps(value, _mm512_set1_ps(1.0F), bias); });
-    each([&](__m512 value, int) { return _mm512_mul_ps(value, scale); });
-    each([&](__m512 value, int) { return _mm512_add_ps(value, offset); });
-    if constexpr (residual != Residual::none) {
-      __m512 r[4];
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < 4; ++i) {
+      // A 16-bit word u above 0x4B00 is the float 2^23 + u, so one subtraction gives u plus any exact
+      // integer.
+      const __m512i words = i < 2 ? sums.low : sums.high;
+      const __m512i u =
+          i % 2 == 0 ? _mm512_unpacklo_epi16(words, exponent) : _mm512_unpackhi_epi16(words, exponent);
+      __m512 y = _mm512_sub_ps(_mm512_castsi512_ps(u), bias);
+      y = _mm512_add_ps(_mm512_mul_ps(y, scale), offset);
+      if constexpr (residual != Residual::none) {
         // Byte by byte into 32 bits; an index of 0x80 gives zero.
         const int index = static_cast<int>(0x80808000U) + 4 * i;
-        r[i] = _mm512_castsi512_ps(
+        __m512 r = _mm512_cvtepi32_ps(
             _mm512_shuffle_epi8(residuals, _mm512_set4_epi32(index + 3, index + 2, index + 1, index)));
+        if constexpr (residual == Residual::signed8) r = _mm512_sub_ps(r, _mm512_set1_ps(128.0F));
+        y = _mm512_fmadd_ps(r, ratio, y);
       }
-      wait_for_pins(r[0], r[1], r[2], r[3]);
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) r[i] = _mm512_cvtepi32_ps(_mm512_castps_si512(r[i]));
-      if constexpr (residual == Residual::signed8) {
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) r[i] = _mm512_sub_ps(r[i], _mm512_set1_ps(128.0F));
-      }
-      wait_for_pins(r[0], r[1], r[2], r[3]);
-      each([&](__m512 value, int i) { return _mm512_fmadd_ps(r[i], ratio, value); });
+      q[i] = loaded_once(_mm512_cvtps_epi32(y));  // in this order; the packs clamp
     }
-    __m512i q[4];  // the packs clamp
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) q[i] = _mm512_cvtps_epi32(y[i]);
-    wait_for_pins(q[0], q[1], q[2], q[3]);
     const __m512i low = _mm512_packs_epi32(q[0], q[1]);
     const __m512i high = _mm512_packs_epi32(q[2], q[3]);
     if constexpr (is_signed) return _mm512_packs_epi16(low, high);
