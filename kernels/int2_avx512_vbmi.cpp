@@ -25,7 +25,6 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <optional>
 #include <type_traits>
 #include <utility>
 
@@ -259,66 +258,77 @@ inline __attribute__((always_inline)) void widen(const std::uint8_t* from, std::
   }
 }
 
-/// kMostActivations minus the sum of all activations that meet each position of a block, for tables of u.
-/// Where the taps are rows of three that slide by one from position to position, three positions share the
-/// sum of a column.
+/// kMostActivations minus the sum of all activations that meet each position of a row, for tables of u. Where
+/// taps are rows of three that slide by one from position to position, a line is what one row's first tap
+/// meets: three positions share its sums, and the rows below. Otherwise all taps are one line.
 class ActivationSums {
  public:
-  static constexpr std::size_t kRow = 3;
   static constexpr int kMostActivations = kMaximumSteps * kGroup * activation_limit(2);
-  static_assert(kMostActivations % kRow == 0);
 
-  static bool are_shared(const ConvolutionCall& call) {
-    bool slides = call.taps.size() % kRow == 0;
+  static bool slide(const ConvolutionCall& call) {
+    bool slides = call.taps.size() % kSliding == 0;
     for (std::size_t t = 0; t < call.taps.size() && slides; ++t) {
-      slides = t % kRow == 0 || call.taps[t].offset == call.taps[t - 1].offset + call.input.position_stride;
+      slides =
+          t % kSliding == 0 || call.taps[t].offset == call.taps[t - 1].offset + call.input.position_stride;
     }
     return slides;
   }
 
+  /// Whether it has memory for a call.
+  static bool hold(const ConvolutionCall& call) {
+    return call.positions <= kMostPositions && call.taps.size() <= kSliding * kMostLines;
+  }
+
   ActivationSums(const ConvolutionCall& call, int groups)
-      : stride_(call.input.position_stride), shared_(are_shared(call) ? kRow - 1 : 0) {
-    for (std::size_t t = 0; t < call.taps.size(); t += shared_ + 1) {
+      : input_(call.input),
+        positions_(call.positions),
+        shared_(slide(call) ? kSliding - 1 : 0),
+        lines_(shared_ == 0 ? 1 : static_cast<int>(call.taps.size()) / kSliding),
+        follow_(shared_ != 0) {
+    int steps = 0;
+    for (std::size_t t = 0; t < call.taps.size(); t += static_cast<std::size_t>(shared_) + 1) {
       for (int g = 0; g < groups; ++g) {
-        offsets_[count_++] = static_cast<std::int32_t>(call.taps[t].offset + g * call.input.group_stride);
+        offsets_[steps++] = static_cast<std::int32_t>(call.taps[t].offset + g * call.input.group_stride);
       }
+    }
+    line_steps_ = steps / lines_;
+    for (int l = 1; l < lines_; ++l) {
+      const std::int32_t* const line = offsets_ + l * line_steps_;
+      follow_ = follow_ && line[0] == line[-line_steps_] + call.input.row_stride;
     }
   }
 
-  /// To the block's input. is_first: it does not follow the last one.
-  void move_to(const std::uint8_t* input, int positions, bool is_first) {
-    if (shared_ == 0) {
-      add_columns(input, positions, minus_);
-      return;
+  /// The rows of a call come one after the other.
+  void move_to(int row) {
+    const auto line = [&](int l) { return sums_[(row + l) % lines_]; };
+    const int columns = positions_ + shared_;
+    for (int l = row != 0 && follow_ ? lines_ - 1 : 0; l < lines_; ++l) {
+      const std::uint8_t* position = input_.data + row * input_.row_stride;
+      for (int column = 0; column < columns; ++column, position += input_.position_stride) {
+        line(l)[column] = sum_at(position, offsets_ + l * line_steps_);
+      }
     }
-    if (is_first) {
-      add_columns(input, shared_, columns_);
-    } else {
-      std::copy(columns_ + last_positions_, columns_ + last_positions_ + shared_, columns_);
+    const __m512i most = _mm512_set1_epi16(static_cast<std::int16_t>(kMostActivations));
+    Sums last[kSliding];  // of all lines, in the last three columns
+    for (int column = 0; column < columns; ++column) {
+      Sums& sum = last[column % kSliding];
+      sum = line(0)[column];
+      for (int l = 1; l < lines_; ++l) sum = sum + line(l)[column];
+      if (column < shared_) continue;
+      const Sums all = shared_ == 0 ? sum : last[0] + last[1] + last[2];
+      minus_[column - shared_] = {_mm512_sub_epi16(most, all.low), _mm512_sub_epi16(most, all.high)};
     }
-    add_columns(input + shared_ * stride_, positions, columns_ + shared_);
-    for (int p = 0; p < positions; ++p) minus_[p] = columns_[p] + columns_[p + 1] + columns_[p + 2];
-    last_positions_ = positions;
   }
 
   const Sums& minus(int position) const { return minus_[position]; }
 
  private:
-  void add_columns(const std::uint8_t* input, int columns, Sums* to) const {
-    using Add = void (ActivationSums::*)(const std::uint8_t* input, Sums* to) const;
-    static constexpr Add kAdd[kPositions] = {&ActivationSums::add<1>, &ActivationSums::add<2>,
-                                             &ActivationSums::add<3>, &ActivationSums::add<4>,
-                                             &ActivationSums::add<5>, &ActivationSums::add<6>};
-    (this->*kAdd[columns - 1])(input, to);
-  }
+  static constexpr int kSliding = 3;  // taps
+  static constexpr int kMostPositions = 64;
+  static constexpr int kMostLines = 3;
 
-  template <std::size_t columns>
-  void add(const std::uint8_t* input, Sums* to) const {
-    add_each(std::make_index_sequence<columns>{}, input, to);
-  }
-
-  template <std::size_t... C>
-  void add_each(std::index_sequence<C...>, const std::uint8_t* input, Sums* to) const {
+  /// Of the steps of a line.
+  Sums sum_at(const std::uint8_t* position, const std::int32_t* offsets) const {
     alignas(64) static constexpr auto kTable = [] {
       std::array<std::uint8_t, kTableBytes> table{};
       for (std::size_t i = 0; i < table.size(); ++i) {
@@ -326,35 +336,30 @@ class ActivationSums {
       }
       return table;
     }();
-    constexpr int kRun = 255 / (kGroup * activation_limit(2));  // bytes of a sum of activations
+    constexpr int kRun = 255 / (kGroup * activation_limit(2));
     const __m512i table = load(kTable.data());
     const __m512i zero = _mm512_setzero_si512();
-    const std::uint8_t* const column[] = {input + static_cast<std::ptrdiff_t>(C) * stride_...};
-    const __m512i most =
-        _mm512_set1_epi16(static_cast<std::int16_t>(kMostActivations / (shared_ == 0 ? 1 : kRow)));
-    Sums sums[] = {((void)C, Sums{most, most})...};
-    for (int first = 0; first < count_; first += kRun) {
-      const int last = std::min(first + kRun, count_);
-      __m512i bytes[] = {((void)C, zero)...};
+    Sums sum{zero, zero};
+    for (int first = 0; first < line_steps_; first += kRun) {
+      const int last = std::min(first + kRun, line_steps_);
+      __m512i bytes = zero;
       for (int step = first; step < last; ++step) {
-        ((bytes[C] =
-              _mm512_adds_epu8(bytes[C], _mm512_permutexvar_epi8(load(column[C] + offsets_[step]), table))),
-         ...);
+        bytes = _mm512_adds_epu8(bytes, _mm512_permutexvar_epi8(load(position + offsets[step]), table));
       }
-      ((sums[C] = {_mm512_sub_epi16(sums[C].low, _mm512_unpacklo_epi8(bytes[C], zero)),
-                   _mm512_sub_epi16(sums[C].high, _mm512_unpackhi_epi8(bytes[C], zero))}),
-       ...);
+      sum = sum + Sums{_mm512_unpacklo_epi8(bytes, zero), _mm512_unpackhi_epi8(bytes, zero)};
     }
-    ((to[C] = sums[C]), ...);
+    return sum;
   }
 
-  std::ptrdiff_t stride_;
+  InputView input_;
+  int positions_;
   int shared_;  ///< columns of a position that the next one has too
-  int count_ = 0;
-  int last_positions_ = 0;
+  int lines_;
+  bool follow_;  ///< the lines of a row are one line further in the next one
+  int line_steps_ = 0;
   std::int32_t offsets_[kMaximumSteps];
-  Sums columns_[kPositions + kRow - 1];
-  Sums minus_[kPositions];
+  Sums sums_[kMostLines][kMostPositions + kSliding - 1];
+  Sums minus_[kMostPositions];
 };
 
 /// Whether derived values go into index3 bytes at once.
@@ -660,7 +665,7 @@ void finish(const Context& context, const Block& block, const RunSums& given_sum
     Sums sums[kBlockChannels];
     widen(run_sums.first + p * run_sums.position_bytes, run_sums.run_bytes, run_sums.runs, factor, sums);
     if (activation_sums != nullptr) {
-      const Sums minus = activation_sums->minus(p);
+      const Sums minus = activation_sums->minus(block.first_position + p);
 #pragma GCC unroll 4
       for (Sums& sum : sums) sum = sum + minus;
     }
@@ -739,8 +744,7 @@ struct Walk {
   const std::uint8_t* weights;
   std::ptrdiff_t block_bytes;  ///< of the weights of four output channels
   const Steps& steps;
-  ActivationSums* activation_sums;  ///< nullptr: tables are of the weights themselves
-  std::uint8_t* run_sums;           ///< [runs][positions x channels of a block][64]
+  std::uint8_t* run_sums;  ///< [runs][positions x channels of a block][64]
 };
 
 /// How the sums of some output channels become outputs: first .. last - 1, prepared in `channels`.
@@ -760,7 +764,6 @@ void compute_row(const Walk& walk, const Chunk& chunk, const Context& context) {
     // As equal blocks as possible: 14 positions are 4 + 5 + 5.
     const int positions = left / ((left + kPositions - 1) / kPositions);
     const std::uint8_t* const input = call.input.at(first, 0);
-    if (walk.activation_sums != nullptr) walk.activation_sums->move_to(input, positions, first == 0);
     // One or two blocks of channels.
     const auto compute = [&](int channel, int blocks) {
       Block block{input,
@@ -811,16 +814,15 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
   const int padded = padded_channels_of(packed.shape);
   const TableProgram program(packed, padded);
   const bool halves =
-      program.halved_run_length != 0 &&
-      (call.last_channel - call.first_channel >= kManyChannels || ActivationSums::are_shared(call));
+      program.halved_run_length != 0 && ActivationSums::hold(call) &&
+      (call.last_channel - call.first_channel >= kManyChannels || ActivationSums::slide(call));
   const std::int32_t* const table_minima = halves ? program.halved_minima : program.minima;
   const Steps steps(call, groups, halves ? program.halved_run_length : program.run_length);
   const Way way = choose_way(stage, call);
 
   ByteTile tile;
   ByteTile derived_tile;
-  std::optional<ActivationSums> activation_sums;
-  if (halves) activation_sums.emplace(call, groups);
+  ActivationSums activation_sums(call, groups);
   alignas(64) std::uint8_t run_sums[kMaximumRuns * kPositions * kBlockChannels * kLanes];
   alignas(64) std::uint8_t open[kPositions * kLanes];
   alignas(64) std::uint8_t derived_thresholds[3][kLanes];
@@ -830,9 +832,7 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
   constexpr int kTablesBytes = kTables * kTableBytes;
   const Walk walk{packed.weights.data() + (halves ? kTablesBytes : 0),
                   packed.weights.data() + (program.halved_run_length == 0 ? 1 : 2) * kTablesBytes,
-                  std::ptrdiff_t{packed.shape.kernel} * packed.shape.kernel * groups * kBlockChannels,
-                  steps,
-                  halves ? &*activation_sums : nullptr,
+                  std::ptrdiff_t{packed.shape.kernel} * packed.shape.kernel * groups * kBlockChannels, steps,
                   run_sums};
   Chunk chunk;
   for (chunk.first = call.first_channel; chunk.first < call.last_channel; chunk.first = chunk.last) {
@@ -852,9 +852,11 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
     chunk.uses_tile = way.uses_tile && !in_bytes;
     chunk.uses_derived_tile = way.uses_derived_tile;
     for (int row = 0; row < call.rows; ++row) {
+      if (halves) activation_sums.move_to(row);
       const ConvolutionCall of_row = row_of(call, row);
       compute_row(walk, chunk,
-                  {stage, of_row, tile, derived_tile, derived_thresholds[0], open, walk.activation_sums});
+                  {stage, of_row, tile, derived_tile, derived_thresholds[0], open,
+                   halves ? &activation_sums : nullptr});
     }
   }
 }
