@@ -99,7 +99,7 @@ void run_int2_add_avx2(std::int64_t steps) {
   probe_loop(
       steps, _mm256_setzero_si256(), [&](__m256i & sum) __attribute__((always_inline)) {
         __m256i t;
-        asm volatile("vpshufb %[index], %[table], %[t]\n\tvpaddb %[t], %[sum], %[sum]"
+        asm volatile("vpshufb %[index], %[table], %[t]\n\tvpaddusb %[t], %[sum], %[sum]"
                      : [sum] "+v"(sum), [t] "=&v"(t)
                      : [table] "v"(table), [index] "v"(index));
       });

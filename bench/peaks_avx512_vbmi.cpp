@@ -22,7 +22,7 @@ void run_int2_add_avx512_vbmi(std::int64_t steps) {
   probe_loop(
       steps, _mm512_setzero_si512(), [&](__m512i & sum) __attribute__((always_inline)) {
         __m512i t;
-        asm volatile("vpermb %[table], %[index], %[t]\n\tvpaddb %[t], %[sum], %[sum]"
+        asm volatile("vpermb %[table], %[index], %[t]\n\tvpaddusb %[t], %[sum], %[sum]"
                      : [sum] "+v"(sum), [t] "=&v"(t)
                      : [table] "v"(table), [index] "v"(index));
       });
@@ -50,7 +50,7 @@ void run_table128_add_avx512_vbmi(std::int64_t steps) {
       steps, _mm512_setzero_si512(), [&](__m512i & sum) __attribute__((always_inline)) {
         __m512i t;
         asm volatile(
-            "vmovdqa64 %[index], %[t]\n\tvpermi2b %[high], %[low], %[t]\n\tvpaddb %[t], %[sum], %[sum]"
+            "vmovdqa64 %[index], %[t]\n\tvpermi2b %[high], %[low], %[t]\n\tvpaddusb %[t], %[sum], %[sum]"
             : [sum] "+v"(sum), [t] "=&v"(t)
             : [low] "v"(low), [high] "v"(high), [index] "v"(index));
       });

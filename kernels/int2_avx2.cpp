@@ -6,6 +6,9 @@
 // Four levels give 16 tables, 256 bytes a layer, whatever the number of weights; a weight pair is stored as
 // the table's place, one byte. Run lengths are proved at packing, for every stretch of steps.
 //
+// Additions saturate although no sum can, since saturating ones have other pipes than look-ups
+// (int2_avx512_vbmi.cpp).
+//
 // Partial sums of a run are stored as they are and widened at the end, three instructions each. As 16-bit
 // words, a register r holds even lanes + 256 * odd lanes. With S = sum of r and O = sum of (r >> 8), both
 // modulo 2^16, the odd lanes' sums are O and the even lanes' are S - 256 * O.
@@ -87,8 +90,8 @@ void accumulate_block(std::index_sequence<P...>, const std::uint8_t* input, std:
     };
     const auto add = [&](std::size_t p) __attribute__((always_inline)) {
       const __m256i index = activations(p);
-      sums0[p] = _mm256_add_epi8(sums0[p], _mm256_shuffle_epi8(table0, index));
-      sums1[p] = _mm256_add_epi8(sums1[p], _mm256_shuffle_epi8(table1, index));
+      sums0[p] = _mm256_adds_epu8(sums0[p], _mm256_shuffle_epi8(table0, index));
+      sums1[p] = _mm256_adds_epu8(sums1[p], _mm256_shuffle_epi8(table1, index));
     };
     (begin(P), ...);
     while (++step != run.last) {

@@ -167,8 +167,7 @@ inline __attribute__((always_inline)) void accumulate_block(std::index_sequence<
       const auto add = [&](std::size_t p) __attribute__((always_inline)) {
         const __m512i index = loaded_once(load(position[p] + offset));
         __m512i products[kChannels] = {_mm512_permutexvar_epi8(index, of_channel[K])...};
-        // Four look-ups before four additions.
-        if constexpr (kBlocks == 1) wait_for_pins(products[0], products[1], products[2], products[3]);
+        if constexpr (kBlocks == 1) keep_together(products[0], products[1], products[2], products[3]);
         ((sums[p * kChannels + K] = _mm512_adds_epu8(sums[p * kChannels + K], products[K])), ...);
       };
       (add(P), ...);
@@ -258,12 +257,15 @@ inline __attribute__((always_inline)) void widen(const std::uint8_t* from, std::
   }
 }
 
-/// kMostActivations minus the sum of all activations that meet each position of a row, for tables of u. Where
+/// kMostActivations minus the sum of all activations that meet each position of a row, for tables of u. With
+/// N weights of an output channel, twice the entries add up to at most 3 (sum of |w| + N), so all together is
+/// between 0 and kLargestSum + 2 kMostActivations, which fits 16 bits. Where
 /// taps are rows of three that slide by one from position to position, a line is what one row's first tap
 /// meets: three positions share its sums, and the rows below. Otherwise all taps are one line.
 class ActivationSums {
  public:
   static constexpr int kMostActivations = kMaximumSteps * kGroup * activation_limit(2);
+  static_assert(kLargestSum + 2 * kMostActivations <= 65535);
 
   static bool slide(const ConvolutionCall& call) {
     bool slides = call.taps.size() % kSliding == 0;

@@ -28,23 +28,10 @@ inline __m512i loaded_once(__m512i value) {
   return value;
 }
 
-// The CPU chooses the pipe that an instruction waits for in program order, so that order matters: four vpermb
-// and then four vpaddb take four cycles, in turn they take five. What makes pinned registers stays before
-// later pins, and what reads registers that waited for pins stays behind earlier ones.
-inline void pin([[maybe_unused]] __m512i a, [[maybe_unused]] __m512i b, [[maybe_unused]] __m512i c,
-                [[maybe_unused]] __m512i d) {
-#if defined(__AVX512F__)
-  asm volatile("" : : "v"(a), "v"(b), "v"(c), "v"(d));
-#endif
-}
-inline void wait_for_pins([[maybe_unused]] __m512i& value) {
-#if defined(__AVX512F__)
-  asm volatile("" : "+v"(value));
-#endif
-}
-template <typename Register>
-inline void wait_for_pins([[maybe_unused]] Register& a, [[maybe_unused]] Register& b,
-                          [[maybe_unused]] Register& c, [[maybe_unused]] Register& d) {
+/// What makes these four stays together, before what reads any of them: the CPU chooses the pipe that an
+/// instruction waits for in program order, so that order matters.
+inline void keep_together([[maybe_unused]] __m512i& a, [[maybe_unused]] __m512i& b,
+                          [[maybe_unused]] __m512i& c, [[maybe_unused]] __m512i& d) {
 #if defined(__AVX512F__)
   asm volatile("" : "+v"(a), "+v"(b), "+v"(c), "+v"(d));
 #endif

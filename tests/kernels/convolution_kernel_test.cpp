@@ -100,6 +100,33 @@ TEST_P(EveryKernel, EqualsTheReferenceForManyOutputChannels) {
   }
 }
 
+/// Rows longer than what kernels prepare of one, on both sides of 64 positions inside, and more input
+/// channels than a byte holds the activations of, in calls of one or several rows.
+TEST_P(EveryKernel, EqualsTheReferenceOnLongRowsAndManyInputChannels) {
+  const ConvolutionKernel& kernel = GetParam();
+  struct Size {
+    int input_channels;
+    int output_channels;
+    int height;
+    int width;
+  };
+  constexpr Size kSizes[] = {{16, 16, 4, 65}, {7, 20, 5, 66}, {7, 48, 4, 67},
+                             {16, 16, 2, 80}, {91, 48, 4, 5}, {100, 16, 3, 6}};
+  for (const Size& size : kSizes) {
+    for (int data = 0; data < kDataKinds; ++data) {
+      for (const int stride : {1, 2}) {
+        KernelProblem problem = random_problem(kernel, 4000 + static_cast<std::uint64_t>(data));
+        problem.shape = {size.input_channels, size.output_channels, 3, stride, 1, size.height, size.width};
+        problem.lanes = Lanes::images;
+        problem.lane_blocks = 1;
+        problem.data = static_cast<Data>(data);
+        problem.far_levels = false;
+        ASSERT_EQ(check_kernel(kernel, problem), "");
+      }
+    }
+  }
+}
+
 TEST_P(EveryKernel, EqualsTheReferenceForEveryMapSize) {
   const ConvolutionKernel& kernel = GetParam();
   for (int size = 1; size <= 33; ++size) {

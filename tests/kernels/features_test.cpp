@@ -38,5 +38,34 @@ TYPED_TEST(PoolOf, SumsPositionLanes) {
   }
 }
 
+/// Numbers of positions on both sides of what narrow sums hold, maps of whole cache lines and of less.
+TYPED_TEST(PoolOf, SumsImageLanes) {
+  const int largest = sizeof(TypeParam) == 1 ? 255 : 32767;
+  std::mt19937 random(6);
+  for (const int channels : {1, 5, 12}) {
+    for (const int lanes : {1, 16, 64}) {
+      for (const int positions : {1, 64, 256, 257, 600}) {
+        const int count = channels * lanes;
+        std::vector<TypeParam> map(static_cast<std::size_t>(positions * count));
+        const bool all_largest = random() % 2 == 0;
+        for (TypeParam& value : map) {
+          value = static_cast<TypeParam>(all_largest ? largest
+                                                     : static_cast<int>(random() % 32768) % (largest + 1));
+        }
+        std::vector<std::int32_t> sums(static_cast<std::size_t>(count), -1);
+        pool_image_lanes(map.data(), positions, channels, lanes, sums.data());
+        for (int i = 0; i < count; ++i) {
+          std::int32_t expected = 0;
+          for (int position = 0; position < positions; ++position) {
+            expected += map[static_cast<std::size_t>(position * count + i)];
+          }
+          ASSERT_EQ(sums[static_cast<std::size_t>(i)], expected)
+              << positions << " positions of " << channels << " channels, " << lanes << " lanes";
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace nibble
