@@ -36,8 +36,10 @@ struct LineSums {
     while (positions > 0) {
       const int some = std::min(positions, kMost);
       __m128i wide[2 * kRegisters];
+#pragma GCC unroll 8
       for (__m128i& sum : wide) sum = zero;
       for (int position = 0; position < some; ++position, from += stride) {
+#pragma GCC unroll 4
         for (int r = 0; r < kRegisters; ++r) {
           const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from) + r);
           add_widened(values, Value{}, wide[2 * r], wide[2 * r + 1]);
@@ -45,6 +47,7 @@ struct LineSums {
       }
       positions -= some;
       alignas(kRegisterBytes) Wide values[kValues];
+#pragma GCC unroll 8
       for (int r = 0; r < 2 * kRegisters; ++r)
         _mm_store_si128(reinterpret_cast<__m128i*>(values) + r, wide[r]);
       for (int i = 0; i < kValues; ++i) sums[i] += static_cast<std::int32_t>(values[i]);

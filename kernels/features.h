@@ -8,8 +8,8 @@
 
 namespace nibble {
 
-// What surrounds the convolutions: pixels in, pool and linear layer out, shortcuts without weights. Plain
-// loops over lanes that compilers turn into vectors; together they take a few percent of the narrowest
+// What surrounds the convolutions: pixels in, pool and linear layer out, shortcuts without weights. Mostly
+// plain loops over lanes that compilers turn into vectors; together they take a few percent of the narrowest
 // network.
 
 /// Sums of a planar map over its positions. Value: uint8_t (kPlanar8) or uint16_t (kPlanar16).

@@ -6,7 +6,7 @@
 // Four levels give 16 tables, 256 bytes a layer, whatever the number of weights; a weight pair is stored as
 // the table's place, one byte. Run lengths are proved at packing, for every stretch of steps.
 //
-// Additions saturate although no sum can, since saturating ones have other pipes than look-ups
+// Additions saturate although no sum can, since on Zen 5 saturating ones have other pipes than look-ups
 // (int2_avx512_vbmi.cpp).
 //
 // Partial sums of a run are stored as they are and widened at the end, three instructions each. As 16-bit

@@ -3,20 +3,21 @@
 //   activations (index3), 64 lanes:   byte = a0 | a1 << 2 | a2 << 4, six bits of an index
 //   table of three weights, 64 bytes (look_up_tables.h)
 //
-// Four levels give 64 tables, 4 KB a layer; three weights are stored as their table's number, one byte. Runs,
-// their proof and tables of u, for runs of twice the length, are look_up_tables.h's.
+// Four levels give 64 tables, 4 KB a layer, and as much again where there are tables of u, for runs of twice
+// the length; three weights are stored as their table's number, one byte. Runs, their proof and u are
+// look_up_tables.h's.
 //
 // Blocks of up to 6 positions x 4 output channels: 24 sums of a run, 4 tables, indices and products are the
 // 32 registers, and a table that is loaded serves 6 look-ups. The sums of a run are stored as bytes; the
 // output widens two runs at a time: their bytes side by side are what vpmaddubsw adds, times 2 where tables
 // are of u.
 //
-// Additions saturate although no sum can: CPUs with two pipes for look-ups do saturating additions on the
-// other two, while any pipe may get a plain one and then keeps a look-up waiting.
+// Additions saturate although no sum can: on Zen 5 saturating additions have the two pipes that look-ups do
+// not have, while any pipe may get a plain one and then keeps a look-up waiting.
 //
 // A 2-bit output is how many of three thresholds a sum exceeds: sums start from minus the second threshold,
 // so that they may be saturated to bytes before they are compared with 0 and with the other two, wherever
-// these are less than 128 away.
+// these are at most 128 below and 126 above.
 //
 //   weights, program:  look_up_tables.h, numbers in blocks of 4 output channels
 
@@ -36,7 +37,7 @@
 namespace nibble {
 namespace {
 
-constexpr int kPositions = 6;
+constexpr int kPositions = kTilePositions;
 constexpr int kHalvedChannels = 16;  ///< output channels of layers whose tables may be of u, at least
 constexpr int kManyChannels = 48;    ///< of calls for which sums of activations pay even if nothing is shared
 constexpr int kGroup = kIndex3.channels;  ///< input channels of a step
@@ -58,6 +59,7 @@ int run_length_of(const ConvolutionLayer& layer) {
 }
 
 /// 0 where tables of u spare nothing: one run is enough, or few output channels share the sum of activations.
+/// Not shorter than run_length_of(), as |u| <= |w| for odd w: what fits its runs has room for these.
 int halved_run_length_of(const ConvolutionLayer& layer) {
   if (!all_odd(layer.levels) || layer.shape.kernel == 1 || layer.shape.output_channels < kHalvedChannels ||
       run_length_of(layer) >= step_count<kIndex3>(layer.shape)) {
@@ -119,8 +121,7 @@ inline __attribute__((always_inline)) Word loaded_at_once(const void* from) {
 
 /// Where the table of the number in a word's bits `first` .. first + 7 is. One rotation to another register
 /// (rorx) and one mask.
-template <typename Word>
-inline __attribute__((always_inline)) Word place_of(Word word, int first) {
+inline __attribute__((always_inline)) std::uint64_t place_of(std::uint64_t word, int first) {
   static_assert(kTableBytes == 64);
   return std::rotr(word, first - 6) & (kTables - 1) * kTableBytes;
 }
@@ -217,6 +218,7 @@ void accumulate(const Block& block, std::ptrdiff_t block_bytes, std::uint8_t* ru
 
 /// Few positions are two blocks of channels at a time: an index that is loaded serves eight look-ups.
 constexpr int kFewPositions = 2;
+static_assert(2 * kFewPositions <= kPositions);  // of what run_sums holds
 constexpr Accumulate kAccumulateTwoBlocks[kFewPositions] = {accumulate<1, 2>, accumulate<2, 2>};
 constexpr Accumulate kAccumulate[kPositions] = {accumulate<1, 1>, accumulate<2, 1>, accumulate<3, 1>,
                                                 accumulate<4, 1>, accumulate<5, 1>, accumulate<6, 1>};
@@ -267,26 +269,29 @@ class ActivationSums {
   static constexpr int kMostActivations = kMaximumSteps * kGroup * activation_limit(2);
   static_assert(kLargestSum + 2 * kMostActivations <= 65535);
 
-  static bool slide(const ConvolutionCall& call) {
-    bool slides = call.taps.size() % kSliding == 0;
-    for (std::size_t t = 0; t < call.taps.size() && slides; ++t) {
-      slides =
-          t % kSliding == 0 || call.taps[t].offset == call.taps[t - 1].offset + call.input.position_stride;
+  /// Whether taps are rows of three, each the one before a row further.
+  static bool taps_slide(const ConvolutionCall& call) {
+    const std::span<const Tap> taps = call.taps;
+    bool slide = !taps.empty() && taps.size() % kSliding == 0;
+    for (std::size_t t = 1; t < taps.size() && slide; ++t) {
+      slide = t % kSliding == 0 ? taps[t].offset == taps[t - kSliding].offset + call.input.row_stride
+                                : taps[t].offset == taps[t - 1].offset + call.input.position_stride;
     }
-    return slides;
+    return slide;
   }
 
   /// Whether it has memory for a call.
-  static bool hold(const ConvolutionCall& call) {
+  static bool fits(const ConvolutionCall& call) {
     return call.positions <= kMostPositions && call.taps.size() <= kSliding * kMostLines;
   }
 
-  ActivationSums(const ConvolutionCall& call, int groups)
-      : input_(call.input),
-        positions_(call.positions),
-        shared_(slide(call) ? kSliding - 1 : 0),
-        lines_(shared_ == 0 ? 1 : static_cast<int>(call.taps.size()) / kSliding),
-        follow_(shared_ != 0) {
+  /// used: else nothing is asked of it.
+  ActivationSums(const ConvolutionCall& call, int groups, bool used)
+      : input_(call.input), positions_(call.positions) {
+    if (!used) return;
+    const bool slide = taps_slide(call);
+    shared_ = slide ? kSliding - 1 : 0;
+    lines_ = slide ? static_cast<int>(call.taps.size()) / kSliding : 1;
     int steps = 0;
     for (std::size_t t = 0; t < call.taps.size(); t += static_cast<std::size_t>(shared_) + 1) {
       for (int g = 0; g < groups; ++g) {
@@ -294,17 +299,13 @@ class ActivationSums {
       }
     }
     line_steps_ = steps / lines_;
-    for (int l = 1; l < lines_; ++l) {
-      const std::int32_t* const line = offsets_ + l * line_steps_;
-      follow_ = follow_ && line[0] == line[-line_steps_] + call.input.row_stride;
-    }
   }
 
   /// The rows of a call come one after the other.
   void move_to(int row) {
     const auto line = [&](int l) { return sums_[(row + l) % lines_]; };
     const int columns = positions_ + shared_;
-    for (int l = row != 0 && follow_ ? lines_ - 1 : 0; l < lines_; ++l) {
+    for (int l = row == 0 ? 0 : lines_ - 1; l < lines_; ++l) {  // the others were in the row before
       const std::uint8_t* position = input_.data + row * input_.row_stride;
       for (int column = 0; column < columns; ++column, position += input_.position_stride) {
         line(l)[column] = sum_at(position, offsets_ + l * line_steps_);
@@ -355,9 +356,8 @@ class ActivationSums {
 
   InputView input_;
   int positions_;
-  int shared_;  ///< columns of a position that the next one has too
-  int lines_;
-  bool follow_;  ///< the lines of a row are one line further in the next one
+  int shared_ = 0;  ///< columns of a position that the next one has too
+  int lines_ = 1;
   int line_steps_ = 0;
   std::int32_t offsets_[kMaximumSteps];
   Sums sums_[kMostLines][kMostPositions + kSliding - 1];
@@ -459,8 +459,13 @@ class IndexWriter {
   __m512i existing_;
 };
 
+/// Where nothing is written by it.
+struct NoIndexWriter {
+  NoIndexWriter(const OutputView&, const Context&, const Block&) {}
+};
+
 /// 2-bit outputs of sums that start from minus the second threshold: saturated to bytes, they still compare
-/// rightly with thresholds that are closer to it than 127.
+/// rightly with thresholds that are at most 128 below and 126 above it.
 struct IndexThresholds {
   __m512i start[kBlockChannels];
   __m512i lower[kBlockChannels];
@@ -588,7 +593,7 @@ struct ByteOutput {
   Plane<const std::uint8_t> residual;
   Plane<std::uint8_t> output;
   Plane<std::uint8_t> derived;  ///< in a tile
-  IndexWriter write_index;
+  std::conditional_t<derives, IndexWriter, NoIndexWriter> write_index;
   Bytes bytes_of[kBlockChannels];
 
   ByteOutput(const Context& context, const Block& block)
@@ -603,7 +608,7 @@ struct ByteOutput {
                                          context.call.output.group_stride}
                    : in_tile(context.tile, block)),
         derived(in_tile(context.derived_tile, block)),
-        write_index(derives ? context.call.derived : context.call.output, context, block),
+        write_index(context.call.derived, context, block),
         bytes_of{Bytes(stage, block, 0), Bytes(stage, block, 1), Bytes(stage, block, 2),
                  Bytes(stage, block, 3)} {}
 
@@ -661,7 +666,7 @@ void finish(const Context& context, const Block& block, const RunSums& given_sum
   Output output(context, block);
   const ActivationSums* const activation_sums = context.activation_sums;
   const __m512i factor = _mm512_set1_epi8(activation_sums == nullptr ? 1 : 2);
-  const RunSums run_sums = given_sums;
+  const RunSums run_sums = given_sums;  // the stores could change the other, as far as the compiler knows
   const int positions = block.positions;
   for (int p = 0; p < positions; ++p) {
     Sums sums[kBlockChannels];
@@ -708,11 +713,11 @@ Way choose_way(const OutputStage& stage, const ConvolutionCall& call) {
                                : bytes(std::type_identity<Requantized<Residual::unsigned8, false>>{});
 }
 
-/// What `count` output channels from `first` need. minimum: of their sums; channels.minimum is known. Returns
-/// whether thresholds 1 and 3 are in bytes, which they are wherever they fit. Plain loops that become
+/// What `count` output channels from `first` need. sum_minimum: of their sums; channels.minimum is known.
+/// Returns whether thresholds 1 and 3 are in bytes, which they are wherever they fit. Plain loops that become
 /// vectors: a small map has many calls.
 bool prepare_channels(const OutputStage& stage, bool uses_thresholds, int first, int count,
-                      const std::int32_t* minimum, Channels& channels) {
+                      const std::int32_t* sum_minimum, Channels& channels) {
   for (int k = 0; k < count; ++k) channels.bias[k] = static_cast<float>(8388608 - channels.minimum[k]);
   if (!uses_thresholds) return false;
   std::int32_t thresholds[3][kChunk];
@@ -720,13 +725,13 @@ bool prepare_channels(const OutputStage& stage, bool uses_thresholds, int first,
     const std::int16_t* of_stage = stage.thresholds + t * stage.padded_channels + first;
     for (int k = 0; k < count; ++k) {
       // Sums minus their minimum are 0 .. kLargestSum, so this changes no comparison.
-      thresholds[t][k] = std::min(std::max(of_stage[k] - minimum[k], -1), kLargestSum);
+      thresholds[t][k] = std::min(std::max(of_stage[k] - sum_minimum[k], -1), kLargestSum);
     }
   }
   std::int32_t lowest = 0;
   std::int32_t highest = 0;
   for (int k = 0; k < count; ++k) {
-    channels.start[k] = in_words(channels.minimum[k] - minimum[k] - thresholds[1][k]);
+    channels.start[k] = in_words(channels.minimum[k] - sum_minimum[k] - thresholds[1][k]);
     thresholds[0][k] -= thresholds[1][k];
     thresholds[2][k] -= thresholds[1][k];
     lowest = std::min(lowest, thresholds[0][k]);
@@ -816,15 +821,16 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
   const int padded = padded_channels_of(packed.shape);
   const TableProgram program(packed, padded);
   const bool halves =
-      program.halved_run_length != 0 && ActivationSums::hold(call) &&
-      (call.last_channel - call.first_channel >= kManyChannels || ActivationSums::slide(call));
+      program.halved_run_length != 0 && ActivationSums::fits(call) &&
+      (call.last_channel - call.first_channel >= kManyChannels || ActivationSums::taps_slide(call));
   const std::int32_t* const table_minima = halves ? program.halved_minima : program.minima;
   const Steps steps(call, groups, halves ? program.halved_run_length : program.run_length);
   const Way way = choose_way(stage, call);
 
   ByteTile tile;
   ByteTile derived_tile;
-  ActivationSums activation_sums(call, groups);
+  ActivationSums activation_sums(call, groups, halves);
+  // 144 KB of the stack, of which a call touches what its runs need.
   alignas(64) std::uint8_t run_sums[kMaximumRuns * kPositions * kBlockChannels * kLanes];
   alignas(64) std::uint8_t open[kPositions * kLanes];
   alignas(64) std::uint8_t derived_thresholds[3][kLanes];
@@ -841,15 +847,15 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
     // Chunks end where groups do.
     chunk.last = std::min(chunk.first - chunk.first % kTileChannels + kChunk, call.last_channel);
     const int count = (chunk.last - chunk.first + kBlockChannels - 1) / kBlockChannels * kBlockChannels;
-    std::int32_t minimum[kChunk] = {};
+    std::int32_t sum_minimum[kChunk] = {};
     std::fill_n(chunk.channels.minimum, count, halves ? -ActivationSums::kMostActivations : 0);
     for (const Tap& tap : call.taps) {
       const std::ptrdiff_t of_tap = std::ptrdiff_t{tap.index} * padded + chunk.first;
-      for (int k = 0; k < count; ++k) minimum[k] += program.minima[of_tap + k];
+      for (int k = 0; k < count; ++k) sum_minimum[k] += program.minima[of_tap + k];
       for (int k = 0; k < count; ++k) chunk.channels.minimum[k] += table_minima[of_tap + k];
     }
     const bool in_bytes =
-        prepare_channels(stage, way.uses_thresholds, chunk.first, count, minimum, chunk.channels);
+        prepare_channels(stage, way.uses_thresholds, chunk.first, count, sum_minimum, chunk.channels);
     chunk.finish = in_bytes ? finish<IndexThresholds> : way.finish;
     chunk.uses_tile = way.uses_tile && !in_bytes;
     chunk.uses_derived_tile = way.uses_derived_tile;
