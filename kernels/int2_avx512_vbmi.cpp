@@ -59,10 +59,10 @@ int run_length_of(const ConvolutionLayer& layer) {
 }
 
 /// 0 where tables of u spare nothing: one run is enough, or few output channels share the sum of activations.
-/// Not shorter than run_length_of(), as |u| <= |w| for odd w: what fits its runs has room for these.
-int halved_run_length_of(const ConvolutionLayer& layer) {
+/// Not shorter than run_length, as |u| <= |w| for odd w: what fits its runs has room for these.
+int halved_run_length_of(const ConvolutionLayer& layer, int run_length) {
   if (!all_odd(layer.levels) || layer.shape.kernel == 1 || layer.shape.output_channels < kHalvedChannels ||
-      run_length_of(layer) >= step_count<kIndex3>(layer.shape)) {
+      run_length >= step_count<kIndex3>(layer.shape)) {
     return 0;
   }
   return proven_run_length<kIndex3>(layer, true, kLargestSum);
@@ -73,8 +73,9 @@ bool supports(const ConvolutionLayer& layer) {
 }
 
 [[gnu::cold, gnu::flatten]] PackedConvolution pack(const ConvolutionLayer& layer) {
-  return pack_tables<kIndex3>(layer, padded_channels_of(layer.shape), kBlockChannels, 1, run_length_of(layer),
-                              halved_run_length_of(layer));
+  const int run_length = run_length_of(layer);
+  return pack_tables<kIndex3>(layer, padded_channels_of(layer.shape), kBlockChannels, 1, run_length,
+                              halved_run_length_of(layer, run_length));
 }
 
 /// What a call needs of its output channels, words and bytes the same in all lanes of 32 bits.

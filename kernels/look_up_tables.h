@@ -156,30 +156,27 @@ PackedConvolution pack_tables(const ConvolutionLayer& layer, int padded_channels
                               std::size_t unit, int run_length, int halved_run_length = 0) {
   const int taps = layer.shape.kernel * layer.shape.kernel;
   const int groups = group_count(format, layer.shape.input_channels);
+  std::vector<LookUpTables<format>> sets{LookUpTables<format>(layer.levels)};
+  if (halved_run_length != 0) sets.emplace_back(halved(layer.levels));
   PackedConvolution packed{layer.shape, layer.activation_bits, {}, {}};
-  packed.program = {run_length, halved_run_length};
-  for (const bool halves : {false, true}) {
-    if (halves && halved_run_length == 0) continue;
-    const LookUpTables<format> of(halves ? halved(layer.levels) : layer.levels);
-    for (const auto& table : of.tables) {
+  for (const LookUpTables<format>& set : sets) {
+    for (const auto& table : set.tables) {
       packed.weights.insert(packed.weights.end(), table.entries.begin(), table.entries.end());
     }
-    for (int tap = 0; tap < taps; ++tap) {
-      for (int o = 0; o < padded_channels; ++o) {
-        int minimum = 0;
-        for (int step = 0; step < groups; ++step) {
-          minimum += of.tables[table_number<format>(layer, o, tap, step)].minimum;
-        }
-        packed.program.push_back(halves ? 2 * minimum : minimum);
-      }
-    }
   }
+  const auto minima = static_cast<std::size_t>(taps * padded_channels);
+  packed.program = {run_length, halved_run_length};
+  packed.program.resize(TableProgram::kHeader + sets.size() * minima);
   for (int block = 0; block < padded_channels; block += block_channels) {
     for (int tap = 0; tap < taps; ++tap) {
       for (int step = 0; step < groups; ++step) {
         for (int o = block; o < block + block_channels; ++o) {
-          packed.weights.push_back(
-              static_cast<std::uint8_t>(table_number<format>(layer, o, tap, step) * unit));
+          const std::size_t number = table_number<format>(layer, o, tap, step);
+          packed.weights.push_back(static_cast<std::uint8_t>(number * unit));
+          std::int32_t* minimum =
+              &packed.program[TableProgram::kHeader + static_cast<std::size_t>(tap * padded_channels + o)];
+          *minimum += sets[0].tables[number].minimum;
+          if (sets.size() > 1) minimum[minima] += 2 * sets[1].tables[number].minimum;
         }
       }
     }

@@ -56,7 +56,7 @@ MUTATIONS = [
     ("kernels/int8_avx512_amx.cpp", "if (++row_ == rows_) row_ = 0;", "if (++row_ == rows_) row_ = 1;"),
     ("kernels/int8_avx512_amx.cpp", "std::min(call.last_channel - call.first_channel,", "std::min(1,"),
     ("kernels/tiles_amx.h", "tdpbsud", "tdpbssd"),
-    ("kernels/look_up_tables.h", "halves ? 2 * minimum : minimum", "minimum"),
+    ("kernels/look_up_tables.h", "+= 2 * sets[1].tables[number].minimum", "+= sets[1].tables[number].minimum"),
     ("kernels/look_up_tables.h", "level % 2 != 0", "level != 0"),
     ("kernels/int2_avx512_vbmi.cpp", "activation_sums == nullptr ? 1 : 2", "1"),
     ("kernels/int2_avx512_vbmi.cpp", "(row + l) % lines_", "l % lines_"),
