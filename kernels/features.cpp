@@ -107,6 +107,29 @@ void pool_position_lanes(const Value* planes, int positions, int plane_stride, i
   }
 }
 
+namespace {
+
+/// Whether all sums are 0 .. 2^15 - 1.
+bool are_words(const std::int32_t* sums, std::ptrdiff_t count) {
+  std::int32_t bits = 0;
+  for (std::ptrdiff_t i = 0; i < count; ++i) bits |= sums[i];
+  return (bits & ~0x7FFF) == 0;
+}
+
+/// Adds weight * sum of some lanes; of sums that are words as pairs of which the second one is 0, which
+/// pmaddwd multiplies. SSE2 has no other multiplication of 32 bits that keeps the lanes in their order.
+template <int kLanes>
+inline void add_word_products(const std::int32_t* sums, std::int16_t weight, std::int32_t* accumulators) {
+  const __m128i pair = _mm_set1_epi32(static_cast<std::uint16_t>(weight));
+  for (int i = 0; i < kLanes; i += 4) {
+    const __m128i product = _mm_madd_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(sums + i)), pair);
+    auto* const sum = reinterpret_cast<__m128i*>(accumulators + i);
+    _mm_storeu_si128(sum, _mm_add_epi32(_mm_loadu_si128(sum), product));
+  }
+}
+
+}  // namespace
+
 template <typename Accumulator>
 void linear(const std::int32_t* sums, int channels, int lanes, int images,
             std::span<const std::int16_t> weights, std::span<const float> scale,
@@ -124,14 +147,22 @@ void linear(const std::int32_t* sums, int channels, int lanes, int images,
     }
     return;
   }
+  const bool words = sizeof(Accumulator) == sizeof(std::int32_t) && lanes % kBlock == 0 &&
+                     are_words(sums, std::ptrdiff_t{channels} * lanes);
   for (int first = 0; first < images; first += kBlock) {
     const int count = std::min(kBlock, images - first);
     for (int k = 0; k < classes; ++k) {
       Accumulator accumulators[kBlock] = {};
       for (int c = 0; c < channels; ++c) {
         const std::int32_t* of_channel = sums + std::ptrdiff_t{c} * lanes + first;
-        const Accumulator weight = weights[static_cast<std::size_t>(k * channels + c)];
-        for (int i = 0; i < count; ++i) accumulators[i] += of_channel[i] * weight;
+        const std::int16_t weight = weights[static_cast<std::size_t>(k * channels + c)];
+        if constexpr (sizeof(Accumulator) == sizeof(std::int32_t)) {
+          if (words) {
+            add_word_products<kBlock>(of_channel, weight, accumulators);
+            continue;
+          }
+        }
+        for (int i = 0; i < count; ++i) accumulators[i] += Accumulator{of_channel[i]} * weight;
       }
       const auto index = static_cast<std::size_t>(k);
       for (int i = 0; i < count; ++i) {
@@ -170,7 +201,16 @@ namespace {
 
 /// One pixel of `count` images as quads8: red, green, blue, 0. Reads a byte behind each pixel.
 inline void store_quads(const std::uint8_t* pixel, std::ptrdiff_t image_bytes, int count, std::uint8_t* to) {
-  for (int image = 0; image < count; ++image) {
+  int image = 0;
+  const __m128i mask = _mm_set1_epi32(0x00FFFFFF);
+  for (; image + 4 <= count; image += 4) {
+    const std::uint8_t* const from = pixel + image * image_bytes;
+    const auto quad = [&](int i) { return _mm_loadu_si32(from + i * image_bytes); };
+    const __m128i quads =
+        _mm_unpacklo_epi64(_mm_unpacklo_epi32(quad(0), quad(1)), _mm_unpacklo_epi32(quad(2), quad(3)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 4 * image), _mm_and_si128(quads, mask));
+  }
+  for (; image < count; ++image) {
     std::uint32_t quad = 0;
     std::memcpy(&quad, pixel + image * image_bytes, sizeof quad);
     quad &= 0x00FFFFFFU;

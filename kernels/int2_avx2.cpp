@@ -16,7 +16,7 @@
 // Blocks of 6 positions x 2 output channels: 12 sums, 2 tables, 2 temporaries are the 16 registers; 8 vector
 // loads for 12 look-ups leave the look-ups the bound. What was tried instead is in docs/kernels.md.
 //
-//   weights:  [16 tables][16], then [pair of output channels][tap][group of 2 input channels][2] places
+//   weights:  [16 tables][16], then [pair of output channels][step][2] places
 //   program:  TableProgram
 
 #include <array>
@@ -44,8 +44,12 @@ int padded_channels_of(const ConvolutionShape& shape) {
   return (shape.output_channels + kOutputBlock - 1) / kOutputBlock * kOutputBlock;
 }
 
+StepOrder order_of(const ConvolutionShape& shape) {
+  return {shape, kIndex2, false};
+}
+
 int run_length_of(const ConvolutionLayer& layer) {
-  return proven_run_length<kIndex2>(layer, false, kLargestSum);
+  return proven_run_length<kIndex2>(layer, order_of(layer.shape), false, kLargestSum);
 }
 
 bool supports(const ConvolutionLayer& layer) {
@@ -53,8 +57,8 @@ bool supports(const ConvolutionLayer& layer) {
 }
 
 [[gnu::cold, gnu::flatten]] PackedConvolution pack(const ConvolutionLayer& layer) {
-  return pack_tables<kIndex2>(layer, padded_channels_of(layer.shape), kPair, kTableBytes,
-                              run_length_of(layer));
+  return pack_tables<kIndex2>(layer, order_of(layer.shape), padded_channels_of(layer.shape), kPair,
+                              kTableBytes, run_length_of(layer));
 }
 
 /// Sums of the runs of one register block, 8-bit, [run][output channel of the pair][position].
@@ -341,7 +345,7 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
       std::ptrdiff_t{packed.shape.kernel} * packed.shape.kernel * groups * kPair;
   const std::uint8_t* tables = packed.weights.data();
   const std::uint8_t* weights = tables + kTables * kTableBytes;
-  const TableProgram program(packed, padded);
+  const TableProgram program(packed, order_of(packed.shape), padded);
   const Steps steps(call, groups, program.run_length);
   const Output output = choose_output(stage, call);
 

@@ -26,6 +26,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <span>
 #include <type_traits>
 #include <utility>
 
@@ -40,6 +41,7 @@ namespace {
 constexpr int kPositions = kTilePositions;
 constexpr int kHalvedChannels = 16;  ///< output channels of layers whose tables may be of u, at least
 constexpr int kManyChannels = 48;    ///< of calls for which sums of activations pay even if nothing is shared
+constexpr int kManyPositions = 6;    ///< of calls for which tables of outputs pay
 constexpr int kGroup = kIndex3.channels;  ///< input channels of a step
 constexpr int kTableBytes = LookUpTables<kIndex3>::kEntries;
 constexpr int kTables = LookUpTables<kIndex3>::kTables;
@@ -54,18 +56,22 @@ int padded_channels_of(const ConvolutionShape& shape) {
   return (shape.output_channels + kBlockChannels - 1) / kBlockChannels * kBlockChannels;
 }
 
+StepOrder order_of(const ConvolutionShape& shape) {
+  return {shape, kIndex3, true};
+}
+
 int run_length_of(const ConvolutionLayer& layer) {
-  return proven_run_length<kIndex3>(layer, false, kLargestSum);
+  return proven_run_length<kIndex3>(layer, order_of(layer.shape), false, kLargestSum);
 }
 
 /// 0 where tables of u spare nothing: one run is enough, or few output channels share the sum of activations.
 /// Not shorter than run_length, as |u| <= |w| for odd w: what fits its runs has room for these.
 int halved_run_length_of(const ConvolutionLayer& layer, int run_length) {
   if (!all_odd(layer.levels) || layer.shape.kernel == 1 || layer.shape.output_channels < kHalvedChannels ||
-      run_length >= step_count<kIndex3>(layer.shape)) {
+      run_length >= order_of(layer.shape).count()) {
     return 0;
   }
-  return proven_run_length<kIndex3>(layer, true, kLargestSum);
+  return proven_run_length<kIndex3>(layer, order_of(layer.shape), true, kLargestSum);
 }
 
 bool supports(const ConvolutionLayer& layer) {
@@ -74,17 +80,36 @@ bool supports(const ConvolutionLayer& layer) {
 
 [[gnu::cold, gnu::flatten]] PackedConvolution pack(const ConvolutionLayer& layer) {
   const int run_length = run_length_of(layer);
-  return pack_tables<kIndex3>(layer, padded_channels_of(layer.shape), kBlockChannels, 1, run_length,
-                              halved_run_length_of(layer, run_length));
+  return pack_tables<kIndex3>(layer, order_of(layer.shape), padded_channels_of(layer.shape), kBlockChannels,
+                              1, run_length, halved_run_length_of(layer, run_length));
 }
 
-/// What a call needs of its output channels, words and bytes the same in all lanes of 32 bits.
-struct Channels {
-  std::int32_t minimum[kChunk];  ///< sum = what is added up + minimum
-  float bias[kChunk];            ///< minus minimum, and the 2^23 of a float whose last bits are the sum
-  std::uint32_t start[kChunk];   ///< in words: minus the second threshold, of what is added up
-  std::uint32_t lower[kChunk];   ///< thresholds 1 and 3 minus threshold 2, in bytes or words
-  std::uint32_t upper[kChunk];
+/// Values of 0 .. 127 by one look-up (vpermi2b).
+struct alignas(64) ValueTable {
+  std::uint8_t values[2 * kLanes];
+
+  static constexpr int kLast = 2 * kLanes - 1;
+
+  /// How many of three ascending thresholds a value exceeds, times `unit`. All below kLast, so that larger
+  /// values may be taken for it.
+  void count(int one, int two, int three, int unit) {
+    alignas(64) static constexpr auto kNumbers = [] {
+      std::array<std::uint8_t, kLast + 1> numbers{};
+      for (std::size_t v = 0; v < numbers.size(); ++v) numbers[v] = static_cast<std::uint8_t>(v);
+      return numbers;
+    }();
+    const __m512i units = _mm512_set1_epi8(static_cast<char>(unit));
+    for (int half = 0; half < 2; ++half) {
+      const __m512i numbers = load(kNumbers.data() + half * kLanes);
+      const auto above = [&](int threshold) {
+        return _mm512_cmpgt_epi8_mask(numbers, _mm512_set1_epi8(static_cast<char>(threshold)));
+      };
+      __m512i count = _mm512_maskz_mov_epi8(above(one), units);
+      count = _mm512_mask_add_epi8(count, above(two), count, units);
+      count = _mm512_mask_add_epi8(count, above(three), count, units);
+      store(values + half * kLanes, count);
+    }
+  }
 };
 
 constexpr std::uint32_t in_words(int value) {
@@ -93,15 +118,192 @@ constexpr std::uint32_t in_words(int value) {
 constexpr std::uint32_t in_bytes(int value) {
   return (static_cast<std::uint32_t>(value) & 0xFFU) * 0x01010101U;
 }
+
+/// Where two bits of each of four output channels belong among the index3 bytes, of three channels each.
+///
+///   channels before in the group:  0   a b c | d       open: d
+///                                  1   . a b | c d     open: c d
+///                                  2   . . a | b c d
+struct IndexFields {
+  int group;            ///< of the first channel
+  bool joins;           ///< its first channels belong to another call: they are kept
+  bool continues;       ///< they are the open ones of the block before
+  bool completes_next;  ///< nothing is left open
+  std::uint64_t left;   ///< shifts to the place in the group and in the next one, bits
+  std::uint64_t right;
+  std::uint32_t group_mask;  ///< bits of channels that exist
+  std::uint32_t next_mask;
+
+  IndexFields() = default;
+  IndexFields(const ConvolutionCall& call, int channel) {
+    const int before = channel % kGroup;
+    const int channels = std::min(call.last_channel - channel, kBlockChannels);
+    group = channel / kGroup;
+    joins = before != 0 && channel == call.first_channel;
+    continues = before != 0 && !joins;
+    const bool is_last = channel + channels == call.last_channel;
+    completes_next = (before == 2 || is_last) && before + channels > kGroup;
+    left = 2 * static_cast<unsigned>(before);
+    right = 2 * kGroup - left;
+    const int existing = (1 << 2 * channels) - 1;
+    group_mask = in_bytes(existing << left & 0x3F);
+    next_mask = in_bytes(existing >> right);
+  }
+};
+
+/// What a call needs of its output channels, words and bytes the same in all lanes of 32 bits.
+struct Channels {
+  IndexFields fields[kChunk / kBlockChannels];
+  std::int32_t minimum[kChunk];  ///< sum = what is added up + minimum
+  float bias[kChunk];            ///< minus minimum, and the 2^23 of a float whose last bits are the sum
+  std::uint32_t start[kChunk];   ///< in words: minus the second threshold, of what is added up
+  std::uint32_t lower[kChunk];   ///< thresholds 1 and 3 minus threshold 2, in bytes or words
+  std::uint32_t upper[kChunk];
+  bool has_tables[kChunk / kBlockChannels];  ///< four channels, those below
+  std::uint32_t table_start[kChunk];         ///< in words: minus the first threshold, of what is added up
+  ValueTable tables[kChunk];                 ///< outputs of sums minus it, in the two bits of the channel
+};
+
 inline __m512i everywhere(std::uint32_t value) {
   return _mm512_set1_epi32(static_cast<int>(value));
 }
+
+/// The steps of a call, and the lines of indices that rows of taps share (StepOrder in look_up_tables.h).
+///
+///   one channel left over, index at a position:   a(left) | a(same) << 2 | a(right) << 4
+///
+/// A tap that would meet padding has the activation zero there. Lines have the input's position stride, so
+/// that they are offsets from a position like all others.
+class CallSteps : public RunList<std::ptrdiff_t> {
+ public:
+  CallSteps(const ConvolutionCall& call, const StepOrder& order, int run_length)
+      : RunList(run_length), input_(call.input), shared_(order.shared()) {
+    bool is_shared = true;  // nothing is to be added for the row of taps
+    const auto share = [&] {
+      if (std::exchange(is_shared, true)) return;
+      go_to(order.shared_step(rows_[line_count_ - 1]));
+      for (int s = 0; s < shared_; ++s) lines_[line_count_ - 1].steps[s] = add(0);
+    };
+    for (const Tap& tap : call.taps) {
+      const int row = tap.index / order.kernel();
+      const int column = tap.index % order.kernel();
+      const std::ptrdiff_t left_over = tap.offset + order.groups() * input_.group_stride;
+      if (shared_ != 0 && (line_count_ == 0 || rows_[line_count_ - 1] != row)) {
+        share();
+        is_shared = false;
+        rows_[line_count_] = row;
+        lines_[line_count_++] = {{left_over, left_over, left_over}, {}, {}};
+      }
+      if (shared_ != 0) {
+        lines_[line_count_ - 1].offsets[column] = left_over;
+        lines_[line_count_ - 1].meets[column] = ~__mmask64{};
+      }
+      if (column > 0) share();
+      go_to(order.tap_step(row, column));
+      for (int g = 0; g < order.groups(); ++g) add(tap.offset + g * input_.group_stride);
+    }
+    share();
+    cut();
+    // Between the positions where there is room, else one line behind the other.
+    const std::ptrdiff_t stride =
+        std::max<std::ptrdiff_t>(input_.position_stride, kLanes);  // 0 of one position
+    const bool between = stride >= line_count_ * shared_ * kLanes;
+    pitch_ = between ? kLanes : kPositions * stride;
+    most_positions_ = static_cast<int>(std::min<std::ptrdiff_t>(kPositions, 1 + kMostBytes / stride));
+    moves_ = line_count_ != 0 && between && call.rows > 1 && (call.positions - 1) * stride <= kMostBytes;
+    for (int l = 1; l < line_count_ && moves_; ++l)
+      moves_ = lines_[l].is_below(lines_[l - 1], input_.row_stride);
+  }
+
+  /// Rows of taps that share steps.
+  std::span<const int> sharing_rows() const { return {rows_, static_cast<std::size_t>(line_count_)}; }
+
+  /// A block of so many positions has memory.
+  int most_positions() const { return shared_ == 0 ? kPositions : most_positions_; }
+
+  /// Fills the lines of a row, where rows share them. The rows of a call come one after the other.
+  void prepare_row(int row, int positions) {
+    if (!moves_) return;
+    const std::uint8_t* const position = input_.data + row * input_.row_stride;
+    // All lines but the last one were in the row before.
+    for (int l = row == 0 ? 0 : line_count_ - 1; l < line_count_; ++l) {
+      fill(lines_[l], position, positions, line((row + l) % line_count_));
+    }
+    for (int l = 0; l < line_count_; ++l) point_to(lines_[l], position, line((row + l) % line_count_));
+  }
+
+  /// Fills the lines of a block, where rows do not.
+  void prepare_block(const std::uint8_t* position, int positions) {
+    if (moves_) return;
+    for (int l = 0; l < line_count_; ++l) {
+      fill(lines_[l], position, positions, line(l));
+      point_to(lines_[l], position, line(l));
+    }
+  }
+
+ private:
+  static constexpr std::ptrdiff_t kMostBytes = 62 * 1024;  ///< from a block's first position to its last
+
+  /// Of one row of taps.
+  struct Line {
+    std::ptrdiff_t offsets[kGroup];  ///< of what is left over, from a position; any where no tap is
+    __mmask64 meets[kGroup];         ///< none where no tap is
+    std::ptrdiff_t* steps[kGroup - 1];
+
+    bool is_below(const Line& other, std::ptrdiff_t row_stride) const {
+      bool is = true;
+      for (int c = 0; c < kGroup; ++c) {
+        is &= meets[c] == other.meets[c] && offsets[c] == other.offsets[c] + row_stride;
+      }
+      return is;
+    }
+  };
+
+  std::uint8_t* line(int number) { return memory_ + number * shared_ * pitch_; }
+
+  void point_to(const Line& of_taps, const std::uint8_t* position, const std::uint8_t* line) const {
+    for (int s = 0; s < shared_; ++s) {
+      *of_taps.steps[s] =
+          reinterpret_cast<std::intptr_t>(line + s * pitch_) - reinterpret_cast<std::intptr_t>(position);
+    }
+  }
+
+  /// What is left over of three taps, tap by tap, three values an index.
+  void fill(const Line& of_taps, const std::uint8_t* position, int positions, std::uint8_t* to) const {
+    const __m512i first_channel = _mm512_set1_epi8(3);
+    const std::ptrdiff_t stride = input_.position_stride;
+    for (int p = 0; p < positions; ++p, position += stride, to += stride) {
+      const auto tap = [&](int c) {
+        return _mm512_maskz_loadu_epi8(of_taps.meets[c], position + of_taps.offsets[c]);
+      };
+      if (shared_ == 1) {
+        const __m512i two = _mm512_or_si512(tap(0), _mm512_slli_epi16(tap(1), 2));
+        store(to, _mm512_or_si512(two, _mm512_slli_epi16(tap(2), 4)));
+      } else {
+        const __m512i middle = tap(1);
+        store(to, _mm512_or_si512(tap(0), _mm512_slli_epi16(_mm512_and_si512(middle, first_channel), 4)));
+        store(to + pitch_, _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(middle, 2), first_channel),
+                                           _mm512_slli_epi16(tap(2), 2)));
+      }
+    }
+  }
+
+  InputView input_;
+  int shared_;
+  int most_positions_;
+  std::ptrdiff_t pitch_;  ///< of lines in memory
+  bool moves_;            ///< line l is what line l + 1 was in the row before
+  int line_count_ = 0;
+  int rows_[kGroup];
+  Line lines_[kGroup];
+  alignas(kLanes) std::uint8_t memory_[kMostBytes + kGroup * (kGroup - 1) * kPositions * kLanes];
+};
 
 /// One register block.
 struct Block {
   const std::uint8_t* input;  ///< of its first position
   std::ptrdiff_t stride;
-  const Steps* steps;
+  const CallSteps* steps;
   const std::uint8_t* tables;
   const std::uint8_t* weights;
   const Channels* channels;
@@ -144,12 +346,17 @@ inline __attribute__((always_inline)) void accumulate_block(std::index_sequence<
                                                             std::uint8_t* run_sums) {
   constexpr std::size_t kChannels = sizeof...(K);
   constexpr std::size_t kSums = sizeof...(P) * kChannels;
-  const std::uint8_t* const position[] = {block.input + static_cast<std::ptrdiff_t>(P) * block.stride...};
+  // As integers: lines of CallSteps are reached from here too.
+  const auto input = reinterpret_cast<std::intptr_t>(block.input);
+  const std::intptr_t position[] = {input + static_cast<std::ptrdiff_t>(P) * block.stride...};
+  const auto index_at = [&](std::size_t p, std::ptrdiff_t offset) __attribute__((always_inline)) {
+    return loaded_once(load(reinterpret_cast<const std::uint8_t*>(position[p] + offset)));
+  };
   const std::uint8_t* const tables = block.tables;
   const std::uint8_t* const weights = block.weights;
-  for (const Run& run : *block.steps) {
+  for (const RunOf<std::ptrdiff_t>& run : *block.steps) {
     const std::uint8_t* numbers = weights + kBlockChannels * run.weights;
-    const std::int32_t* step = run.first;
+    const std::ptrdiff_t* step = run.first;
     __m512i sums[kSums];
     // Bits of channel k of a step: 8 * k, behind `first`, in the word of its block.
     const auto table_of = [&](const std::uint64_t(&words)[2], int first, std::size_t k)
@@ -167,7 +374,7 @@ inline __attribute__((always_inline)) void accumulate_block(std::index_sequence<
         __attribute__((always_inline)) {
       const __m512i of_channel[kChannels] = {table_of(words, first, K)...};
       const auto add = [&](std::size_t p) __attribute__((always_inline)) {
-        const __m512i index = loaded_once(load(position[p] + offset));
+        const __m512i index = index_at(p, offset);
         __m512i products[kChannels] = {_mm512_permutexvar_epi8(index, of_channel[K])...};
         if constexpr (kBlocks == 1) keep_together(products[0], products[1], products[2], products[3]);
         ((sums[p * kChannels + K] = _mm512_adds_epu8(sums[p * kChannels + K], products[K])), ...);
@@ -179,7 +386,7 @@ inline __attribute__((always_inline)) void accumulate_block(std::index_sequence<
       words_at(numbers, std::uint32_t{}, words);
       const __m512i of_channel[kChannels] = {table_of(words, 0, K)...};
       const auto begin = [&](std::size_t p) __attribute__((always_inline)) {
-        const __m512i index = loaded_once(load(position[p] + *step));
+        const __m512i index = index_at(p, *step);
         ((sums[p * kChannels + K] = _mm512_permutexvar_epi8(index, of_channel[K])), ...);
       };
       (begin(P), ...);
@@ -192,13 +399,12 @@ inline __attribute__((always_inline)) void accumulate_block(std::index_sequence<
       ++step;
       numbers += kBlockChannels;
     }
-    // Two steps a turn, their offsets by one load and their eight numbers by another: loads and the
-    // instructions between look-ups are what bounds CPUs with two look-ups a cycle.
+    // Two steps a turn, their eight numbers by one load: loads and the instructions between look-ups are what
+    // bounds CPUs with two look-ups a cycle.
     for (; step != run.last; step += 2, numbers += 2 * kBlockChannels) {
-      const auto offsets = loaded_at_once<std::int64_t>(step);
       words_at(numbers, std::uint64_t{}, words);
-      add_step(words, 0, static_cast<std::int32_t>(offsets));
-      add_step(words, 32, static_cast<std::ptrdiff_t>(offsets >> 32));
+      add_step(words, 0, step[0]);
+      add_step(words, 32, step[1]);
     }
     const auto store_position = [&](std::size_t p) __attribute__((always_inline)) {
       (store(run_sums + (p * kChannels + K) * kLanes, sums[p * kChannels + K]), ...);
@@ -245,10 +451,17 @@ inline __attribute__((always_inline)) void widen(const std::uint8_t* from, std::
                 _mm512_maddubs_epi16(_mm512_unpackhi_epi8(one, other), factor)};
   };
   const int first_runs = (runs & 1) != 0 ? 1 : 2;
+  if (first_runs == 1) {
 #pragma GCC unroll 4
-  for (std::size_t k = 0; k < count; ++k) {
-    const __m512i other = first_runs == 1 ? _mm512_setzero_si512() : load(from + run_bytes + k * kLanes);
-    sums[k] = sum_of(loaded_once(load(from + k * kLanes)), other);
+    for (std::size_t k = 0; k < count; ++k) {
+      sums[k] = sum_of(loaded_once(load(from + k * kLanes)), _mm512_setzero_si512());
+    }
+  } else {
+#pragma GCC unroll 4
+    for (std::size_t k = 0; k < count; ++k) {
+      sums[k] =
+          sum_of(loaded_once(load(from + k * kLanes)), loaded_once(load(from + run_bytes + k * kLanes)));
+    }
   }
   for (int r = first_runs; r != runs; r += 2) {
     from += (r == first_runs ? first_runs : 2) * run_bytes;
@@ -304,24 +517,30 @@ class ActivationSums {
 
   /// The rows of a call come one after the other.
   void move_to(int row) {
-    const auto line = [&](int l) { return sums_[(row + l) % lines_]; };
-    const int columns = positions_ + shared_;
-    for (int l = row == 0 ? 0 : lines_ - 1; l < lines_; ++l) {  // the others were in the row before
-      const std::uint8_t* position = input_.data + row * input_.row_stride;
-      for (int column = 0; column < columns; ++column, position += input_.position_stride) {
-        line(l)[column] = sum_at(position, offsets_ + l * line_steps_);
-      }
+    // Of the lines before the last one only the first row has to add up; later rows have them already.
+    Sums* before[kMostLines - 1];
+    for (int l = 0; l < lines_ - 1; ++l) {
+      before[l] = sums_[(row + l) % lines_];
+      if (row == 0) add_up(0, l, [&](int column, const Sums& sum) { before[l][column] = sum; });
     }
+    Sums* const newest = sums_[(row + lines_ - 1) % lines_];
     const __m512i most = _mm512_set1_epi16(static_cast<std::int16_t>(kMostActivations));
-    Sums last[kSliding];  // of all lines, in the last three columns
-    for (int column = 0; column < columns; ++column) {
-      Sums& sum = last[column % kSliding];
-      sum = line(0)[column];
-      for (int l = 1; l < lines_; ++l) sum = sum + line(l)[column];
-      if (column < shared_) continue;
-      const Sums all = shared_ == 0 ? sum : last[0] + last[1] + last[2];
-      minus_[column - shared_] = {_mm512_sub_epi16(most, all.low), _mm512_sub_epi16(most, all.high)};
-    }
+    const __m512i zero = _mm512_setzero_si512();
+    Sums last[kSliding - 1] = {{zero, zero}, {zero, zero}};  // of all lines, in the columns before
+    add_up(
+        row, lines_ - 1, [&](int column, const Sums& of_line) __attribute__((always_inline)) {
+          newest[column] = of_line;
+          Sums sum = of_line;
+          for (int l = 0; l < lines_ - 1; ++l) sum = sum + before[l][column];
+          Sums all = sum;
+          if (shared_ != 0) {
+            all = sum + last[0] + last[1];
+            last[0] = last[1];
+            last[1] = sum;
+            if (column < shared_) return;
+          }
+          minus_[column - shared_] = {_mm512_sub_epi16(most, all.low), _mm512_sub_epi16(most, all.high)};
+        });
   }
 
   const Sums& minus(int position) const { return minus_[position]; }
@@ -331,8 +550,9 @@ class ActivationSums {
   static constexpr int kMostPositions = 64;
   static constexpr int kMostLines = 3;
 
-  /// Of the steps of a line.
-  Sums sum_at(const std::uint8_t* position, const std::int32_t* offsets) const {
+  /// What the steps of line `l` add up to in each column.
+  template <typename Take>
+  __attribute__((always_inline)) void add_up(int row, int l, const Take& take) const {
     alignas(64) static constexpr auto kTable = [] {
       std::array<std::uint8_t, kTableBytes> table{};
       for (std::size_t i = 0; i < table.size(); ++i) {
@@ -341,18 +561,22 @@ class ActivationSums {
       return table;
     }();
     constexpr int kRun = 255 / (kGroup * activation_limit(2));
-    const __m512i table = load(kTable.data());
+    const __m512i table = loaded_once(load(kTable.data()));
     const __m512i zero = _mm512_setzero_si512();
-    Sums sum{zero, zero};
-    for (int first = 0; first < line_steps_; first += kRun) {
-      const int last = std::min(first + kRun, line_steps_);
-      __m512i bytes = zero;
-      for (int step = first; step < last; ++step) {
-        bytes = _mm512_adds_epu8(bytes, _mm512_permutexvar_epi8(load(position + offsets[step]), table));
+    const std::int32_t* const offsets = offsets_ + l * line_steps_;
+    const std::uint8_t* position = input_.data + row * input_.row_stride;
+    for (int column = 0; column < positions_ + shared_; ++column, position += input_.position_stride) {
+      Sums sum{zero, zero};
+      for (int first = 0; first < line_steps_; first += kRun) {
+        const int end = std::min(first + kRun, line_steps_);
+        __m512i bytes = zero;
+        for (int step = first; step < end; ++step) {
+          bytes = _mm512_adds_epu8(bytes, _mm512_permutexvar_epi8(load(position + offsets[step]), table));
+        }
+        sum = sum + Sums{_mm512_unpacklo_epi8(bytes, zero), _mm512_unpackhi_epi8(bytes, zero)};
       }
-      sum = sum + Sums{_mm512_unpacklo_epi8(bytes, zero), _mm512_unpackhi_epi8(bytes, zero)};
+      take(column, sum);
     }
-    return sum;
   }
 
   InputView input_;
@@ -367,8 +591,23 @@ class ActivationSums {
 
 /// Whether derived values go into index3 bytes at once.
 inline bool derives_index(const OutputStage& stage) {
-  return stage.derived_bits == 2 && stage.derived_format == kIndex3;
+  return stage.derived_bits == 2 && stage.derived_format == kIndex3 &&
+         stage.derived_thresholds[2] < ValueTable::kLast;
 }
+
+struct LoadedTable {
+  __m512i low;
+  __m512i high;
+
+  LoadedTable() = default;
+  explicit LoadedTable(const ValueTable& table)
+      : low(_mm512_load_si512(table.values)), high(_mm512_load_si512(table.values + kLanes)) {}
+
+  /// The values for bytes of 0 .. 255.
+  __attribute__((always_inline)) __m512i operator[](__m512i bytes) const {
+    return _mm512_permutex2var_epi8(low, _mm512_min_epu8(bytes, _mm512_set1_epi8(ValueTable::kLast)), high);
+  }
+};
 
 /// Everything that a call's blocks share.
 struct Context {
@@ -376,7 +615,7 @@ struct Context {
   const ConvolutionCall& call;
   ByteTile& tile;
   ByteTile& derived_tile;
-  const std::uint8_t* derived_thresholds;  ///< [3][64]: where derives_index(), each in all lanes
+  const ValueTable* derived_tables;  ///< where derives_index(), for each of four channels
   std::uint8_t* open;  ///< [positions][64]: index3 bytes whose group goes on in the next block of channels
   const ActivationSums* activation_sums;  ///< nullptr: tables are of the weights themselves
 };
@@ -403,53 +642,32 @@ inline __attribute__((always_inline)) __m512i count_of(int k, __mmask64 one, __m
 
 /// 2-bit values of four output channels become index3 bytes, each of three. What a block leaves open of a
 /// group waits in memory for the next one.
-///
-///   channels before in the group:  0   a b c | d       open: d
-///                                  1   . a b | c d     open: c d
-///                                  2   . . a | b c d
 class IndexWriter {
  public:
-  IndexWriter(const OutputView& view, const Context& context, const Block& block) {
-    const int before = block.channel % kGroup;
-    const int channels = std::min(context.call.last_channel - block.channel, kBlockChannels);
-    const bool is_last = block.channel + channels == context.call.last_channel;
-    // The group's first channels may belong to another call: they are kept.
-    joins_ = before != 0 && block.channel == context.call.first_channel;
-    continues_ = before != 0 && !joins_;
-    open_ = context.open;
-    group_ = {view.at(block.first_position, block.channel / kGroup), view.position_stride, 0};
-    const bool completes_next = before == 2 || is_last;
-    next_ = completes_next && before + channels > kGroup
-                ? Plane<std::uint8_t>{group_.first + view.group_stride, view.position_stride, 0}
-                : Plane<std::uint8_t>{open_, kLanes, 0};
-    left_ = _mm_loadu_si64(&kShifts[before]);
-    right_ = _mm_loadu_si64(&kShifts[kGroup - before]);
-    group_mask_ = everywhere(kGroupMasks[before]);
-    next_mask_ = everywhere(kFirst[before + 1]);
-    existing_ = everywhere(kFirst[channels]);
-  }
+  IndexWriter(const OutputView& view, const Context& context, const Block& block)
+      : fields_(block.channels->fields[block.in_chunk / kBlockChannels]),
+        open_(context.open),
+        group_{view.at(block.first_position, fields_.group), view.position_stride, 0},
+        next_(fields_.completes_next
+                  ? Plane<std::uint8_t>{group_.first + view.group_stride, view.position_stride, 0}
+                  : Plane<std::uint8_t>{open_, kLanes, 0}),
+        left_(_mm_loadu_si64(&fields_.left)),
+        right_(_mm_loadu_si64(&fields_.right)),
+        group_mask_(everywhere(fields_.group_mask)),
+        next_mask_(everywhere(fields_.next_mask)) {}
 
   /// four: of position p, two bits a channel.
   __attribute__((always_inline)) void operator()(int p, __m512i four) const {
-    four = _mm512_and_si512(four, existing_);
     __m512i group = _mm512_and_si512(_mm512_sll_epi16(four, left_), group_mask_);
     const __m512i next = _mm512_and_si512(_mm512_srl_epi16(four, right_), next_mask_);
-    if (continues_) group = _mm512_or_si512(group, load(open_ + p * kLanes));
-    if (joins_) group = _mm512_or_si512(group, load(group_.at(p)));
+    if (fields_.continues) group = _mm512_or_si512(group, load(open_ + p * kLanes));
+    if (fields_.joins) group = _mm512_or_si512(group, load(group_.at(p)));
     store(group_.at(p), group);
     store(next_.at(p), next);
   }
 
  private:
-  static constexpr std::uint64_t kShifts[kGroup + 1] = {0, 2, 4, 6};  ///< of so many channels
-  /// The bits of the first n channels.
-  static constexpr std::uint32_t kFirst[kBlockChannels + 1] = {0, in_bytes(0x03), in_bytes(0x0F),
-                                                               in_bytes(0x3F), in_bytes(0xFF)};
-  /// Those of a group's channels behind the first n.
-  static constexpr std::uint32_t kGroupMasks[kGroup] = {in_bytes(0x3F), in_bytes(0x3C), in_bytes(0x30)};
-
-  bool joins_;
-  bool continues_;
+  IndexFields fields_;
   std::uint8_t* open_;
   Plane<std::uint8_t> group_;
   Plane<std::uint8_t> next_;
@@ -457,7 +675,6 @@ class IndexWriter {
   __m128i right_;
   __m512i group_mask_;
   __m512i next_mask_;
-  __m512i existing_;
 };
 
 /// Where nothing is written by it.
@@ -491,6 +708,32 @@ struct IndexThresholds {
       four = _mm512_or_si512(four, count_of(k, _mm512_cmpgt_epi8_mask(above, lower[k]),
                                             _mm512_cmpgt_epi8_mask(above, _mm512_setzero_si512()),
                                             _mm512_cmpgt_epi8_mask(above, upper[k])));
+    }
+    write(p, four);
+  }
+};
+
+/// The same where first and third threshold are closer to each other, by a look-up: on Zen 5 a comparison
+/// and the addition under its mask take as long as six other instructions.
+struct IndexTables {
+  __m512i start[kBlockChannels];
+  LoadedTable tables[kBlockChannels];
+  IndexWriter write;
+
+  IndexTables(const Context& context, const Block& block) : write(context.call.output, context, block) {
+#pragma GCC unroll 4
+    for (int k = 0; k < kBlockChannels; ++k) {
+      start[k] = everywhere(block.channels->table_start[block.in_chunk + k]);
+      tables[k] = LoadedTable(block.channels->tables[block.in_chunk + k]);
+    }
+  }
+
+  __attribute__((always_inline)) void operator()(int p, const Sums (&sums)[kBlockChannels]) const {
+    __m512i four = _mm512_setzero_si512();
+#pragma GCC unroll 4
+    for (int k = 0; k < kBlockChannels; ++k) {
+      const Sums sum = sums[k] + Sums{start[k], start[k]};
+      four = _mm512_or_si512(four, tables[k][_mm512_packus_epi16(sum.low, sum.high)]);
     }
     write(p, four);
   }
@@ -590,7 +833,7 @@ template <typename Bytes, bool derives>
 struct ByteOutput {
   const OutputStage& stage;
   int channels;
-  const std::uint8_t* derived_thresholds;
+  const ValueTable* derived_tables;
   Plane<const std::uint8_t> residual;
   Plane<std::uint8_t> output;
   Plane<std::uint8_t> derived;  ///< in a tile
@@ -600,7 +843,7 @@ struct ByteOutput {
   ByteOutput(const Context& context, const Block& block)
       : stage(context.stage),
         channels(std::min(context.call.last_channel - block.channel, kBlockChannels)),
-        derived_thresholds(context.derived_thresholds),
+        derived_tables(context.derived_tables),
         residual{context.call.residual.at(block.first_position, block.channel),
                  context.call.residual.position_stride, context.call.residual.group_stride},
         output(stage.format == kPlanar8
@@ -621,10 +864,7 @@ struct ByteOutput {
       const __m512i bytes = bytes_of[k](residual.at(p) + k * residual.channel_stride, sums[k]);
       store(output.at(p) + k * output.channel_stride, bytes);
       if constexpr (derives) {
-        const auto above = [&](int t) __attribute__((always_inline)) {
-          return _mm512_cmpgt_epu8_mask(bytes, load(derived_thresholds + t * kLanes));
-        };
-        four = _mm512_or_si512(four, count_of(k, above(0), above(1), above(2)));
+        four = _mm512_or_si512(four, LoadedTable(derived_tables[k])[bytes]);
       } else if (stage.derived_bits != 0) {
         store(derived.at(p) + k * derived.channel_stride, derive(bytes, stage));
       }
@@ -673,7 +913,8 @@ void finish(const Context& context, const Block& block, const RunSums& given_sum
     Sums sums[kBlockChannels];
     widen(run_sums.first + p * run_sums.position_bytes, run_sums.run_bytes, run_sums.runs, factor, sums);
     if (activation_sums != nullptr) {
-      const Sums minus = activation_sums->minus(block.first_position + p);
+      const Sums& from = activation_sums->minus(block.first_position + p);
+      const Sums minus{loaded_once(from.low), loaded_once(from.high)};
 #pragma GCC unroll 4
       for (Sums& sum : sums) sum = sum + minus;
     }
@@ -681,6 +922,11 @@ void finish(const Context& context, const Block& block, const RunSums& given_sum
   }
 }
 using Finish = void (*)(const Context& context, const Block& block, const RunSums& run_sums);
+
+void finish_index(const Context& context, const Block& block, const RunSums& run_sums) {
+  const bool has_tables = block.channels->has_tables[block.in_chunk / kBlockChannels];
+  (has_tables ? finish<IndexTables> : finish<IndexThresholds>)(context, block, run_sums);
+}
 
 /// How a call's sums become its outputs.
 struct Way {
@@ -717,7 +963,7 @@ Way choose_way(const OutputStage& stage, const ConvolutionCall& call) {
 /// What `count` output channels from `first` need. sum_minimum: of their sums; channels.minimum is known.
 /// Returns whether thresholds 1 and 3 are in bytes, which they are wherever they fit. Plain loops that become
 /// vectors: a small map has many calls.
-bool prepare_channels(const OutputStage& stage, bool uses_thresholds, int first, int count,
+bool prepare_channels(const OutputStage& stage, bool uses_thresholds, bool makes_tables, int first, int count,
                       const std::int32_t* sum_minimum, Channels& channels) {
   for (int k = 0; k < count; ++k) channels.bias[k] = static_cast<float>(8388608 - channels.minimum[k]);
   if (!uses_thresholds) return false;
@@ -743,7 +989,17 @@ bool prepare_channels(const OutputStage& stage, bool uses_thresholds, int first,
     channels.lower[k] = fit ? in_bytes(thresholds[0][k]) : in_words(thresholds[0][k]);
     channels.upper[k] = fit ? in_bytes(thresholds[2][k]) : in_words(thresholds[2][k]);
   }
-  return fit;
+  if (!fit) return false;
+  for (int k = 0; k < count; ++k) {
+    const int one = -thresholds[0][k];  // the second and the third threshold minus the first
+    const int two = thresholds[2][k] + one;
+    bool& has_tables = channels.has_tables[k / kBlockChannels];
+    has_tables = (k % kBlockChannels == 0 ? makes_tables : has_tables) && two < ValueTable::kLast;
+    if (!has_tables) continue;
+    channels.table_start[k] = in_words(channels.minimum[k] - sum_minimum[k] - thresholds[1][k] + one);
+    channels.tables[k].count(0, one, two, 1 << 2 * (k % kBlockChannels));
+  }
+  return true;
 }
 
 /// Where a call's blocks find their tables and weights, and the memory that they share.
@@ -751,7 +1007,7 @@ struct Walk {
   const std::uint8_t* tables;
   const std::uint8_t* weights;
   std::ptrdiff_t block_bytes;  ///< of the weights of four output channels
-  const Steps& steps;
+  CallSteps& steps;
   std::uint8_t* run_sums;  ///< [runs][positions x channels of a block][64]
 };
 
@@ -768,10 +1024,12 @@ struct Chunk {
 /// One row of a call, some of its output channels.
 void compute_row(const Walk& walk, const Chunk& chunk, const Context& context) {
   const ConvolutionCall& call = context.call;
+  const int most = walk.steps.most_positions();
   for (int first = 0, left = call.positions; left > 0;) {
     // As equal blocks as possible: 14 positions are 4 + 5 + 5.
-    const int positions = left / ((left + kPositions - 1) / kPositions);
+    const int positions = left / ((left + most - 1) / most);
     const std::uint8_t* const input = call.input.at(first, 0);
+    walk.steps.prepare_block(input, positions);
     // One or two blocks of channels.
     const auto compute = [&](int channel, int blocks) {
       Block block{input,
@@ -818,14 +1076,15 @@ void compute_row(const Walk& walk, const Chunk& chunk, const Context& context) {
 }
 
 void run(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call) {
+  const StepOrder order = order_of(packed.shape);
   const int groups = groups_of(packed.shape);
   const int padded = padded_channels_of(packed.shape);
-  const TableProgram program(packed, padded);
+  const TableProgram program(packed, order, padded);
   const bool halves =
       program.halved_run_length != 0 && ActivationSums::fits(call) &&
       (call.last_channel - call.first_channel >= kManyChannels || ActivationSums::taps_slide(call));
   const std::int32_t* const table_minima = halves ? program.halved_minima : program.minima;
-  const Steps steps(call, groups, halves ? program.halved_run_length : program.run_length);
+  CallSteps steps(call, order, halves ? program.halved_run_length : program.run_length);
   const Way way = choose_way(stage, call);
 
   ByteTile tile;
@@ -834,15 +1093,15 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
   // 144 KB of the stack, of which a call touches what its runs need.
   alignas(64) std::uint8_t run_sums[kMaximumRuns * kPositions * kBlockChannels * kLanes];
   alignas(64) std::uint8_t open[kPositions * kLanes];
-  alignas(64) std::uint8_t derived_thresholds[3][kLanes];
-  for (int t = 0; t < 3 && derives_index(stage); ++t) {
-    std::memset(derived_thresholds[t], stage.derived_thresholds[t], kLanes);
+  ValueTable derived_tables[kBlockChannels];
+  for (int k = 0; k < kBlockChannels && derives_index(stage); ++k) {
+    const std::uint8_t* const thresholds = stage.derived_thresholds;
+    derived_tables[k].count(thresholds[0], thresholds[1], thresholds[2], 1 << 2 * k);
   }
   constexpr int kTablesBytes = kTables * kTableBytes;
   const Walk walk{packed.weights.data() + (halves ? kTablesBytes : 0),
                   packed.weights.data() + (program.halved_run_length == 0 ? 1 : 2) * kTablesBytes,
-                  std::ptrdiff_t{packed.shape.kernel} * packed.shape.kernel * groups * kBlockChannels, steps,
-                  run_sums};
+                  std::ptrdiff_t{order.count()} * kBlockChannels, steps, run_sums};
   Chunk chunk;
   for (chunk.first = call.first_channel; chunk.first < call.last_channel; chunk.first = chunk.last) {
     // Chunks end where groups do.
@@ -850,22 +1109,29 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
     const int count = (chunk.last - chunk.first + kBlockChannels - 1) / kBlockChannels * kBlockChannels;
     std::int32_t sum_minimum[kChunk] = {};
     std::fill_n(chunk.channels.minimum, count, halves ? -ActivationSums::kMostActivations : 0);
-    for (const Tap& tap : call.taps) {
-      const std::ptrdiff_t of_tap = std::ptrdiff_t{tap.index} * padded + chunk.first;
-      for (int k = 0; k < count; ++k) sum_minimum[k] += program.minima[of_tap + k];
-      for (int k = 0; k < count; ++k) chunk.channels.minimum[k] += table_minima[of_tap + k];
+    const auto add_minima = [&](int part) {
+      const std::ptrdiff_t of_part = std::ptrdiff_t{part} * padded + chunk.first;
+      for (int k = 0; k < count; ++k) sum_minimum[k] += program.minima[of_part + k];
+      for (int k = 0; k < count; ++k) chunk.channels.minimum[k] += table_minima[of_part + k];
+    };
+    for (const Tap& tap : call.taps) add_minima(tap.index);
+    for (const int row : steps.sharing_rows()) add_minima(order.shared_part(row));
+    for (int k = 0; k < count; k += kBlockChannels) {
+      chunk.channels.fields[k / kBlockChannels] = {call, chunk.first + k};
     }
     const bool in_bytes =
-        prepare_channels(stage, way.uses_thresholds, chunk.first, count, sum_minimum, chunk.channels);
-    chunk.finish = in_bytes ? finish<IndexThresholds> : way.finish;
+        prepare_channels(stage, way.uses_thresholds, call.positions * call.rows >= kManyPositions,
+                         chunk.first, count, sum_minimum, chunk.channels);
+    chunk.finish = in_bytes ? finish_index : way.finish;
     chunk.uses_tile = way.uses_tile && !in_bytes;
     chunk.uses_derived_tile = way.uses_derived_tile;
     for (int row = 0; row < call.rows; ++row) {
+      steps.prepare_row(row, call.positions);
       if (halves) activation_sums.move_to(row);
       const ConvolutionCall of_row = row_of(call, row);
-      compute_row(walk, chunk,
-                  {stage, of_row, tile, derived_tile, derived_thresholds[0], open,
-                   halves ? &activation_sums : nullptr});
+      compute_row(
+          walk, chunk,
+          {stage, of_row, tile, derived_tile, derived_tables, open, halves ? &activation_sums : nullptr});
     }
   }
 }

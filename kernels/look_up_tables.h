@@ -79,13 +79,82 @@ struct LookUpTables {
   std::array<Table, kTables> tables;
 };
 
+/// Which weights a layer's steps have, and in which order. A step is a group of channels of one tap. Where
+/// channels are left over, three taps can share what would be a group of its own for each of them:
+///
+///   16 channels in groups of three, 48 steps instead of 54, each row of taps:
+///
+///     tap 0, channels 0 .. 14 | channel 15 of taps 0, 1, 2 | tap 1, channels 0 .. 14 | tap 2, ...
+///     5 steps                 | 1 step                     | 5 steps                 | 5 steps
+///
+/// The shared steps lie where they continue a row that lacks its first or its last tap.
+class StepOrder {
+ public:
+  StepOrder(const ConvolutionShape& shape, const ActivationFormat& format, bool shares_left_over)
+      : kernel_(shape.kernel), group_(format.channels) {
+    const int left_over = shape.input_channels % group_;
+    shares_ = shares_left_over && kernel_ == group_ && left_over != 0;
+    groups_ = shares_ ? shape.input_channels / group_ : group_count(format, shape.input_channels);
+    shared_ = shares_ ? left_over : 0;
+  }
+
+  int kernel() const { return kernel_; }
+  int groups() const { return groups_; }  ///< of each tap alone
+  int shared() const { return shared_; }  ///< steps of a row's taps together; as many channels are left over
+  int count() const { return kernel_ * row_steps(); }
+
+  /// First step of a tap's own groups.
+  int tap_step(int row, int column) const {
+    return row * row_steps() + column * groups_ + (column == 0 ? 0 : shared_);
+  }
+  /// First step that the taps of a row share.
+  int shared_step(int row) const { return row * row_steps() + groups_; }
+
+  struct Place {
+    int tap;
+    int channel;
+  };
+  /// Of a step's weight i.
+  Place place(int step, int i) const {
+    const int row = step / row_steps();
+    int of_row = step % row_steps();
+    if (is_shared(step)) {
+      const int value = (of_row - groups_) * group_ + i;
+      return {row * kernel_ + value / shared_, groups_ * group_ + value % shared_};
+    }
+    if (of_row >= groups_) of_row -= shared_;
+    return {row * kernel_ + of_row / groups_, of_row % groups_ * group_ + i};
+  }
+
+  /// Sums over steps are kept for each tap's own, then for those that each row shares.
+  int part_count() const { return kernel_ * kernel_ + (shares_ ? kernel_ : 0); }
+  int shared_part(int row) const { return kernel_ * kernel_ + row; }
+  int part_of(int step) const {
+    return is_shared(step) ? shared_part(step / row_steps()) : place(step, 0).tap;
+  }
+
+ private:
+  int row_steps() const { return kernel_ * groups_ + shared_; }
+  bool is_shared(int step) const {
+    const int of_row = step % row_steps();
+    return of_row >= groups_ && of_row < groups_ + shared_;
+  }
+
+  int kernel_;
+  int group_;
+  bool shares_;
+  int groups_;
+  int shared_;
+};
+
 /// The number of the table of one step of one output channel. Weights of channels that do not exist are any
 /// level, one of the smaller ones: their activations are zero, or their sums are not looked at.
 template <ActivationFormat format>
-std::size_t table_number(const ConvolutionLayer& layer, int output_channel, int tap, int step) {
+std::size_t table_number(const ConvolutionLayer& layer, const StepOrder& order, int output_channel,
+                         int step) {
   std::size_t number = 0;
   for (int i = 0; i < format.channels; ++i) {
-    const int channel = format.channels * step + i;
+    const auto [tap, channel] = order.place(step, i);
     std::size_t code = 1;
     if (channel < layer.shape.input_channels && output_channel < layer.shape.output_channels) {
       const std::int16_t weight = weight_of(layer, output_channel, tap, channel);
@@ -97,17 +166,11 @@ std::size_t table_number(const ConvolutionLayer& layer, int output_channel, int 
   return number;
 }
 
-template <ActivationFormat format>
-int step_count(const ConvolutionShape& shape) {
-  return shape.kernel * shape.kernel * group_count(format, shape.input_channels);
-}
-
 /// The largest number of steps that no output channel can overflow 8 bits with, wherever a run begins; 0 when
 /// a channel's whole sum could pass `largest_sum` or a single entry 8 bits. halves: tables of u.
 template <ActivationFormat format>
-int proven_run_length(const ConvolutionLayer& layer, bool halves, int largest_sum) {
-  const int groups = group_count(format, layer.shape.input_channels);
-  const int steps = step_count<format>(layer.shape);
+int proven_run_length(const ConvolutionLayer& layer, const StepOrder& order, bool halves, int largest_sum) {
+  const int steps = order.count();
   if (steps > kMaximumSteps || layer.levels[3] > 255 / activation_limit(2)) return 0;
   const LookUpTables<format> of(layer.levels);
   const LookUpTables<format> used(halves ? halved(layer.levels) : layer.levels);
@@ -116,7 +179,7 @@ int proven_run_length(const ConvolutionLayer& layer, bool halves, int largest_su
   for (int o = 0; o < layer.shape.output_channels; ++o) {
     int total = 0;
     for (int step = 0; step < steps; ++step) {
-      const std::size_t number = table_number<format>(layer, o, step / groups, step % groups);
+      const std::size_t number = table_number<format>(layer, order, o, step);
       ranges[static_cast<std::size_t>(step)] = used.tables[number].range;
       total += of.tables[number].range;
     }
@@ -129,7 +192,8 @@ int proven_run_length(const ConvolutionLayer& layer, bool halves, int largest_su
 /// What packing proved and summed up, as it lies in PackedConvolution::program:
 ///
 ///   run length, run length of tables of u or 0 where there are none,
-///   [tap][output channel, padded] sums of the tables' minima, the same of the tables of u, doubled
+///   [part of the steps][output channel, padded] sums of the tables' minima, the same of the tables of u,
+///   doubled
 struct TableProgram {
   static constexpr std::size_t kHeader = 2;
 
@@ -138,24 +202,23 @@ struct TableProgram {
   const std::int32_t* minima;
   const std::int32_t* halved_minima;
 
-  TableProgram(const PackedConvolution& packed, int padded_channels)
+  TableProgram(const PackedConvolution& packed, const StepOrder& order, int padded_channels)
       : run_length(packed.program[0]),
         halved_run_length(packed.program[1]),
         minima(packed.program.data() + kHeader),
-        halved_minima(minima + packed.shape.kernel * packed.shape.kernel * padded_channels) {}
+        halved_minima(minima + order.part_count() * padded_channels) {}
 };
 
 /// Output channels up to `padded_channels` in blocks of `block_channels`; a table's place is `unit` times its
 /// number. halved_run_length: 0 for no tables of u.
 ///
 ///   weights:  [tables][entries], [tables][entries] of u,
-///             then [block of output channels][tap][group of input channels][block_channels] places
+///             then [block of output channels][step][block_channels] places
 ///   program:  TableProgram
 template <ActivationFormat format>
-PackedConvolution pack_tables(const ConvolutionLayer& layer, int padded_channels, int block_channels,
-                              std::size_t unit, int run_length, int halved_run_length = 0) {
-  const int taps = layer.shape.kernel * layer.shape.kernel;
-  const int groups = group_count(format, layer.shape.input_channels);
+PackedConvolution pack_tables(const ConvolutionLayer& layer, const StepOrder& order, int padded_channels,
+                              int block_channels, std::size_t unit, int run_length,
+                              int halved_run_length = 0) {
   std::vector<LookUpTables<format>> sets{LookUpTables<format>(layer.levels)};
   if (halved_run_length != 0) sets.emplace_back(halved(layer.levels));
   PackedConvolution packed{layer.shape, layer.activation_bits, {}, {}};
@@ -164,20 +227,19 @@ PackedConvolution pack_tables(const ConvolutionLayer& layer, int padded_channels
       packed.weights.insert(packed.weights.end(), table.entries.begin(), table.entries.end());
     }
   }
-  const auto minima = static_cast<std::size_t>(taps * padded_channels);
+  const auto minima = static_cast<std::size_t>(order.part_count() * padded_channels);
   packed.program = {run_length, halved_run_length};
   packed.program.resize(TableProgram::kHeader + sets.size() * minima);
   for (int block = 0; block < padded_channels; block += block_channels) {
-    for (int tap = 0; tap < taps; ++tap) {
-      for (int step = 0; step < groups; ++step) {
-        for (int o = block; o < block + block_channels; ++o) {
-          const std::size_t number = table_number<format>(layer, o, tap, step);
-          packed.weights.push_back(static_cast<std::uint8_t>(number * unit));
-          std::int32_t* minimum =
-              &packed.program[TableProgram::kHeader + static_cast<std::size_t>(tap * padded_channels + o)];
-          *minimum += sets[0].tables[number].minimum;
-          if (sets.size() > 1) minimum[minima] += 2 * sets[1].tables[number].minimum;
-        }
+    for (int step = 0; step < order.count(); ++step) {
+      const int part = order.part_of(step);
+      for (int o = block; o < block + block_channels; ++o) {
+        const std::size_t number = table_number<format>(layer, order, o, step);
+        packed.weights.push_back(static_cast<std::uint8_t>(number * unit));
+        std::int32_t* minimum =
+            &packed.program[TableProgram::kHeader + static_cast<std::size_t>(part * padded_channels + o)];
+        *minimum += sets[0].tables[number].minimum;
+        if (sets.size() > 1) minimum[minima] += 2 * sets[1].tables[number].minimum;
       }
     }
   }

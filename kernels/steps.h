@@ -21,65 +21,87 @@ inline constexpr int kMaximumSteps = 1024;
 inline constexpr int kMaximumRuns = 96;
 
 /// Steps whose partial sums stay in narrow lanes; their weights are contiguous.
-struct Run {
-  const std::int32_t* first;  ///< bytes from the output position's input address to each step's activations
-  const std::int32_t* last;
-  std::ptrdiff_t weights;  ///< canonical number of the first step: tap * groups + group
+template <typename Offset>
+struct RunOf {
+  const Offset* first;  ///< bytes from the output position's input address to each step's activations
+  const Offset* last;
+  std::ptrdiff_t weights;  ///< number of the first step in the order of the weights
 };
+using Run = RunOf<std::int32_t>;
 
-/// The steps of one call. Taps that follow each other in the list and in the weights are joined before they
-/// are cut, so interior positions have ceil(steps / length) runs.
-class Steps {
+/// Steps that are added one after the other, cut into runs. Those that follow each other in the weights too
+/// are one stretch, so interior positions have ceil(steps / length) runs.
+template <typename Offset>
+class RunList {
  public:
-  Steps(const ConvolutionCall& call, int groups, int run_length) {
-    std::int32_t* next = offsets_;
-    const Tap* const last_tap = call.taps.data() + call.taps.size();
-    for (const Tap* tap = call.taps.data(); tap != last_tap;) {
-      const std::int32_t* begin = next;
-      std::ptrdiff_t weights = std::ptrdiff_t{tap->index} * groups;
-      int index = tap->index;
-      do {
-        for (int g = 0; g < groups; ++g) {
-          *next++ = static_cast<std::int32_t>(tap->offset + g * call.input.group_stride);
-        }
-        ++tap;
-        ++index;
-      } while (tap != last_tap && tap->index == index);
-      // Runs of a stretch are as equal as possible: fewer lengths are fewer mispredicted loop ends.
-      const std::ptrdiff_t steps = next - begin;
-      const std::ptrdiff_t runs = (steps + run_length - 1) / run_length;
-      // Run r ends at (r + 1) * steps / runs; without a division for each.
-      const std::ptrdiff_t whole = steps / runs;
-      const std::ptrdiff_t rest = steps % runs;
-      std::ptrdiff_t from = 0;
-      std::ptrdiff_t remainder = 0;
-      for (std::ptrdiff_t r = 0; r < runs; ++r) {
-        std::ptrdiff_t to = from + whole;
-        remainder += rest;
-        if (remainder >= runs) {
-          remainder -= runs;
-          ++to;
-        }
-        runs_[count_++] = {begin + from, begin + to, weights + from};
-        from = to;
-      }
+  explicit RunList(int run_length) : run_length_(run_length) {}
+
+  /// What is added next is step `weights` of the weights.
+  void go_to(std::ptrdiff_t weights) {
+    if (weights != weights_ + (next_ - begin_)) {
+      cut();
+      weights_ = weights;
     }
   }
 
-  /// One run of `count` steps whose activations lie `bytes` apart.
-  Steps(int count, std::ptrdiff_t bytes) : count_(1) {
-    for (int i = 0; i < count; ++i) offsets_[i] = static_cast<std::int32_t>(i * bytes);
-    runs_[0] = {offsets_, offsets_ + count, 0};
+  Offset* add(std::ptrdiff_t offset) {
+    *next_ = static_cast<Offset>(offset);
+    return next_++;
+  }
+
+  /// Ends the last stretch. Its runs are as equal as possible: fewer lengths are fewer mispredicted loop
+  /// ends.
+  void cut() {
+    const std::ptrdiff_t steps = next_ - begin_;
+    const std::ptrdiff_t runs = (steps + run_length_ - 1) / run_length_;
+    // Run r ends at (r + 1) * steps / runs; without a division for each.
+    const std::ptrdiff_t whole = runs == 0 ? 0 : steps / runs;
+    const std::ptrdiff_t rest = steps - whole * runs;
+    std::ptrdiff_t from = 0;
+    std::ptrdiff_t remainder = 0;
+    for (std::ptrdiff_t r = 0; r < runs; ++r) {
+      std::ptrdiff_t to = from + whole;
+      remainder += rest;
+      if (remainder >= runs) {
+        remainder -= runs;
+        ++to;
+      }
+      runs_[count_++] = {begin_ + from, begin_ + to, weights_ + from};
+      from = to;
+    }
+    begin_ = next_;
   }
 
   int count() const { return count_; }
-  const Run* begin() const { return runs_; }
-  const Run* end() const { return runs_ + count_; }
+  const RunOf<Offset>* begin() const { return runs_; }
+  const RunOf<Offset>* end() const { return runs_ + count_; }
 
  private:
-  std::int32_t offsets_[kMaximumSteps];
-  Run runs_[kMaximumSteps];
+  Offset offsets_[kMaximumSteps];
+  RunOf<Offset> runs_[kMaximumSteps];
   int count_ = 0;
+  std::ptrdiff_t run_length_;
+  Offset* begin_ = offsets_;  ///< of the stretch that is not cut yet
+  Offset* next_ = offsets_;
+  std::ptrdiff_t weights_ = 0;
+};
+
+/// The steps of one call, weights in the order [tap][group].
+class Steps : public RunList<std::int32_t> {
+ public:
+  Steps(const ConvolutionCall& call, int groups, int run_length) : RunList(run_length) {
+    for (const Tap& tap : call.taps) {
+      go_to(std::ptrdiff_t{tap.index} * groups);
+      for (int g = 0; g < groups; ++g) add(tap.offset + g * call.input.group_stride);
+    }
+    cut();
+  }
+
+  /// One run of `count` steps whose activations lie `bytes` apart.
+  Steps(int count, std::ptrdiff_t bytes) : RunList(count) {
+    for (int i = 0; i < count; ++i) add(i * bytes);
+    cut();
+  }
 };
 
 /// Zero for channels that do not exist.
