@@ -15,9 +15,13 @@
 // Additions saturate although no sum can: on Zen 5 saturating additions have the two pipes that look-ups do
 // not have, while any pipe may get a plain one and then keeps a look-up waiting.
 //
-// A 2-bit output is how many of three thresholds a sum exceeds: sums start from minus the second threshold,
-// so that they may be saturated to bytes before they are compared with 0 and with the other two, wherever
-// these are at most 128 below and 126 above.
+// A 2-bit output is how many of three thresholds a sum exceeds. Where the third is at most 126 above the
+// first, a sum that starts from minus the first is saturated to a byte and looked up in 128 bytes of its
+// output channel (vpermi2b). Else sums start from minus the second threshold and are compared as bytes with 0
+// and the other two, wherever these are at most 128 below and 126 above. The next layer's input is looked up
+// in the same way by a byte of the stream.
+//
+// What the input's channels leave over of groups of three, the taps of a row share: int2_lines_avx512_vbmi.h.
 //
 //   weights, program:  look_up_tables.h, numbers in blocks of 4 output channels
 
@@ -26,10 +30,10 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <span>
 #include <type_traits>
 #include <utility>
 
+#include "kernels/int2_lines_avx512_vbmi.h"
 #include "kernels/kernels.h"
 #include "kernels/look_up_tables.h"
 #include "kernels/output_avx512.h"
@@ -38,15 +42,10 @@
 namespace nibble {
 namespace {
 
-constexpr int kPositions = kTilePositions;
 constexpr int kHalvedChannels = 16;  ///< output channels of layers whose tables may be of u, at least
 constexpr int kManyChannels = 48;    ///< of calls for which sums of activations pay even if nothing is shared
 constexpr int kManyPositions = 6;    ///< of calls for which tables of outputs pay
-constexpr int kGroup = kIndex3.channels;  ///< input channels of a step
-constexpr int kTableBytes = LookUpTables<kIndex3>::kEntries;
 constexpr int kTables = LookUpTables<kIndex3>::kTables;
-constexpr int kLargestSum =
-    32766;  ///< minus its minimum; one more than it and less than zero fit 16 bits too
 constexpr int kChunk = 6 * kTileChannels;  ///< output channels that are prepared together
 
 int groups_of(const ConvolutionShape& shape) {
@@ -167,137 +166,6 @@ struct Channels {
 inline __m512i everywhere(std::uint32_t value) {
   return _mm512_set1_epi32(static_cast<int>(value));
 }
-
-/// The steps of a call, and the lines of indices that rows of taps share (StepOrder in look_up_tables.h).
-///
-///   one channel left over, index at a position:   a(left) | a(same) << 2 | a(right) << 4
-///
-/// A tap that would meet padding has the activation zero there. Lines have the input's position stride, so
-/// that they are offsets from a position like all others.
-class CallSteps : public RunList<std::ptrdiff_t> {
- public:
-  CallSteps(const ConvolutionCall& call, const StepOrder& order, int run_length)
-      : RunList(run_length), input_(call.input), shared_(order.shared()) {
-    bool is_shared = true;  // nothing is to be added for the row of taps
-    const auto share = [&] {
-      if (std::exchange(is_shared, true)) return;
-      go_to(order.shared_step(rows_[line_count_ - 1]));
-      for (int s = 0; s < shared_; ++s) lines_[line_count_ - 1].steps[s] = add(0);
-    };
-    for (const Tap& tap : call.taps) {
-      const int row = tap.index / order.kernel();
-      const int column = tap.index % order.kernel();
-      const std::ptrdiff_t left_over = tap.offset + order.groups() * input_.group_stride;
-      if (shared_ != 0 && (line_count_ == 0 || rows_[line_count_ - 1] != row)) {
-        share();
-        is_shared = false;
-        rows_[line_count_] = row;
-        lines_[line_count_++] = {{left_over, left_over, left_over}, {}, {}};
-      }
-      if (shared_ != 0) {
-        lines_[line_count_ - 1].offsets[column] = left_over;
-        lines_[line_count_ - 1].meets[column] = ~__mmask64{};
-      }
-      if (column > 0) share();
-      go_to(order.tap_step(row, column));
-      for (int g = 0; g < order.groups(); ++g) add(tap.offset + g * input_.group_stride);
-    }
-    share();
-    cut();
-    // Between the positions where there is room, else one line behind the other.
-    const std::ptrdiff_t stride =
-        std::max<std::ptrdiff_t>(input_.position_stride, kLanes);  // 0 of one position
-    const bool between = stride >= line_count_ * shared_ * kLanes;
-    pitch_ = between ? kLanes : kPositions * stride;
-    most_positions_ = static_cast<int>(std::min<std::ptrdiff_t>(kPositions, 1 + kMostBytes / stride));
-    moves_ = line_count_ != 0 && between && call.rows > 1 && (call.positions - 1) * stride <= kMostBytes;
-    for (int l = 1; l < line_count_ && moves_; ++l)
-      moves_ = lines_[l].is_below(lines_[l - 1], input_.row_stride);
-  }
-
-  /// Rows of taps that share steps.
-  std::span<const int> sharing_rows() const { return {rows_, static_cast<std::size_t>(line_count_)}; }
-
-  /// A block of so many positions has memory.
-  int most_positions() const { return shared_ == 0 ? kPositions : most_positions_; }
-
-  /// Fills the lines of a row, where rows share them. The rows of a call come one after the other.
-  void prepare_row(int row, int positions) {
-    if (!moves_) return;
-    const std::uint8_t* const position = input_.data + row * input_.row_stride;
-    // All lines but the last one were in the row before.
-    for (int l = row == 0 ? 0 : line_count_ - 1; l < line_count_; ++l) {
-      fill(lines_[l], position, positions, line((row + l) % line_count_));
-    }
-    for (int l = 0; l < line_count_; ++l) point_to(lines_[l], position, line((row + l) % line_count_));
-  }
-
-  /// Fills the lines of a block, where rows do not.
-  void prepare_block(const std::uint8_t* position, int positions) {
-    if (moves_) return;
-    for (int l = 0; l < line_count_; ++l) {
-      fill(lines_[l], position, positions, line(l));
-      point_to(lines_[l], position, line(l));
-    }
-  }
-
- private:
-  static constexpr std::ptrdiff_t kMostBytes = 62 * 1024;  ///< from a block's first position to its last
-
-  /// Of one row of taps.
-  struct Line {
-    std::ptrdiff_t offsets[kGroup];  ///< of what is left over, from a position; any where no tap is
-    __mmask64 meets[kGroup];         ///< none where no tap is
-    std::ptrdiff_t* steps[kGroup - 1];
-
-    bool is_below(const Line& other, std::ptrdiff_t row_stride) const {
-      bool is = true;
-      for (int c = 0; c < kGroup; ++c) {
-        is &= meets[c] == other.meets[c] && offsets[c] == other.offsets[c] + row_stride;
-      }
-      return is;
-    }
-  };
-
-  std::uint8_t* line(int number) { return memory_ + number * shared_ * pitch_; }
-
-  void point_to(const Line& of_taps, const std::uint8_t* position, const std::uint8_t* line) const {
-    for (int s = 0; s < shared_; ++s) {
-      *of_taps.steps[s] =
-          reinterpret_cast<std::intptr_t>(line + s * pitch_) - reinterpret_cast<std::intptr_t>(position);
-    }
-  }
-
-  /// What is left over of three taps, tap by tap, three values an index.
-  void fill(const Line& of_taps, const std::uint8_t* position, int positions, std::uint8_t* to) const {
-    const __m512i first_channel = _mm512_set1_epi8(3);
-    const std::ptrdiff_t stride = input_.position_stride;
-    for (int p = 0; p < positions; ++p, position += stride, to += stride) {
-      const auto tap = [&](int c) {
-        return _mm512_maskz_loadu_epi8(of_taps.meets[c], position + of_taps.offsets[c]);
-      };
-      if (shared_ == 1) {
-        const __m512i two = _mm512_or_si512(tap(0), _mm512_slli_epi16(tap(1), 2));
-        store(to, _mm512_or_si512(two, _mm512_slli_epi16(tap(2), 4)));
-      } else {
-        const __m512i middle = tap(1);
-        store(to, _mm512_or_si512(tap(0), _mm512_slli_epi16(_mm512_and_si512(middle, first_channel), 4)));
-        store(to + pitch_, _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(middle, 2), first_channel),
-                                           _mm512_slli_epi16(tap(2), 2)));
-      }
-    }
-  }
-
-  InputView input_;
-  int shared_;
-  int most_positions_;
-  std::ptrdiff_t pitch_;  ///< of lines in memory
-  bool moves_;            ///< line l is what line l + 1 was in the row before
-  int line_count_ = 0;
-  int rows_[kGroup];
-  Line lines_[kGroup];
-  alignas(kLanes) std::uint8_t memory_[kMostBytes + kGroup * (kGroup - 1) * kPositions * kLanes];
-};
 
 /// One register block.
 struct Block {
@@ -430,17 +298,6 @@ constexpr Accumulate kAccumulateTwoBlocks[kFewPositions] = {accumulate<1, 2>, ac
 constexpr Accumulate kAccumulate[kPositions] = {accumulate<1, 1>, accumulate<2, 1>, accumulate<3, 1>,
                                                 accumulate<4, 1>, accumulate<5, 1>, accumulate<6, 1>};
 
-/// Sums modulo 2^16 of 64 lanes: of each 16 the first eight in `low`, the others in `high`, where unpacking
-/// puts them.
-struct Sums {
-  __m512i low;
-  __m512i high;
-};
-
-inline Sums operator+(const Sums& a, const Sums& b) {
-  return {_mm512_add_epi16(a.low, b.low), _mm512_add_epi16(a.high, b.high)};
-}
-
 /// Adds up the runs of `count` registers, all times factor; `from` is where those of the first run are. Two
 /// runs at a time: their bytes side by side are what vpmaddubsw adds.
 template <std::size_t count>
@@ -472,122 +329,6 @@ inline __attribute__((always_inline)) void widen(const std::uint8_t* from, std::
     }
   }
 }
-
-/// kMostActivations minus the sum of all activations that meet each position of a row, for tables of u. With
-/// N weights of an output channel, twice the entries add up to at most 3 (sum of |w| + N), so all together is
-/// between 0 and kLargestSum + 2 kMostActivations, which fits 16 bits. Where
-/// taps are rows of three that slide by one from position to position, a line is what one row's first tap
-/// meets: three positions share its sums, and the rows below. Otherwise all taps are one line.
-class ActivationSums {
- public:
-  static constexpr int kMostActivations = kMaximumSteps * kGroup * activation_limit(2);
-  static_assert(kLargestSum + 2 * kMostActivations <= 65535);
-
-  /// Whether taps are rows of three, each the one before a row further.
-  static bool taps_slide(const ConvolutionCall& call) {
-    const std::span<const Tap> taps = call.taps;
-    bool slide = !taps.empty() && taps.size() % kSliding == 0;
-    for (std::size_t t = 1; t < taps.size() && slide; ++t) {
-      slide = t % kSliding == 0 ? taps[t].offset == taps[t - kSliding].offset + call.input.row_stride
-                                : taps[t].offset == taps[t - 1].offset + call.input.position_stride;
-    }
-    return slide;
-  }
-
-  /// Whether it has memory for a call.
-  static bool fits(const ConvolutionCall& call) {
-    return call.positions <= kMostPositions && call.taps.size() <= kSliding * kMostLines;
-  }
-
-  /// used: else nothing is asked of it.
-  ActivationSums(const ConvolutionCall& call, int groups, bool used)
-      : input_(call.input), positions_(call.positions) {
-    if (!used) return;
-    const bool slide = taps_slide(call);
-    shared_ = slide ? kSliding - 1 : 0;
-    lines_ = slide ? static_cast<int>(call.taps.size()) / kSliding : 1;
-    int steps = 0;
-    for (std::size_t t = 0; t < call.taps.size(); t += static_cast<std::size_t>(shared_) + 1) {
-      for (int g = 0; g < groups; ++g) {
-        offsets_[steps++] = static_cast<std::int32_t>(call.taps[t].offset + g * call.input.group_stride);
-      }
-    }
-    line_steps_ = steps / lines_;
-  }
-
-  /// The rows of a call come one after the other.
-  void move_to(int row) {
-    // Of the lines before the last one only the first row has to add up; later rows have them already.
-    Sums* before[kMostLines - 1];
-    for (int l = 0; l < lines_ - 1; ++l) {
-      before[l] = sums_[(row + l) % lines_];
-      if (row == 0) add_up(0, l, [&](int column, const Sums& sum) { before[l][column] = sum; });
-    }
-    Sums* const newest = sums_[(row + lines_ - 1) % lines_];
-    const __m512i most = _mm512_set1_epi16(static_cast<std::int16_t>(kMostActivations));
-    const __m512i zero = _mm512_setzero_si512();
-    Sums last[kSliding - 1] = {{zero, zero}, {zero, zero}};  // of all lines, in the columns before
-    add_up(
-        row, lines_ - 1, [&](int column, const Sums& of_line) __attribute__((always_inline)) {
-          newest[column] = of_line;
-          Sums sum = of_line;
-          for (int l = 0; l < lines_ - 1; ++l) sum = sum + before[l][column];
-          Sums all = sum;
-          if (shared_ != 0) {
-            all = sum + last[0] + last[1];
-            last[0] = last[1];
-            last[1] = sum;
-            if (column < shared_) return;
-          }
-          minus_[column - shared_] = {_mm512_sub_epi16(most, all.low), _mm512_sub_epi16(most, all.high)};
-        });
-  }
-
-  const Sums& minus(int position) const { return minus_[position]; }
-
- private:
-  static constexpr int kSliding = 3;  // taps
-  static constexpr int kMostPositions = 64;
-  static constexpr int kMostLines = 3;
-
-  /// What the steps of line `l` add up to in each column.
-  template <typename Take>
-  __attribute__((always_inline)) void add_up(int row, int l, const Take& take) const {
-    alignas(64) static constexpr auto kTable = [] {
-      std::array<std::uint8_t, kTableBytes> table{};
-      for (std::size_t i = 0; i < table.size(); ++i) {
-        table[i] = static_cast<std::uint8_t>((i & 3) + (i >> 2 & 3) + (i >> 4));
-      }
-      return table;
-    }();
-    constexpr int kRun = 255 / (kGroup * activation_limit(2));
-    const __m512i table = loaded_once(load(kTable.data()));
-    const __m512i zero = _mm512_setzero_si512();
-    const std::int32_t* const offsets = offsets_ + l * line_steps_;
-    const std::uint8_t* position = input_.data + row * input_.row_stride;
-    for (int column = 0; column < positions_ + shared_; ++column, position += input_.position_stride) {
-      Sums sum{zero, zero};
-      for (int first = 0; first < line_steps_; first += kRun) {
-        const int end = std::min(first + kRun, line_steps_);
-        __m512i bytes = zero;
-        for (int step = first; step < end; ++step) {
-          bytes = _mm512_adds_epu8(bytes, _mm512_permutexvar_epi8(load(position + offsets[step]), table));
-        }
-        sum = sum + Sums{_mm512_unpacklo_epi8(bytes, zero), _mm512_unpackhi_epi8(bytes, zero)};
-      }
-      take(column, sum);
-    }
-  }
-
-  InputView input_;
-  int positions_;
-  int shared_ = 0;  ///< columns of a position that the next one has too
-  int lines_ = 1;
-  int line_steps_ = 0;
-  std::int32_t offsets_[kMaximumSteps];
-  Sums sums_[kMostLines][kMostPositions + kSliding - 1];
-  Sums minus_[kMostPositions];
-};
 
 /// Whether derived values go into index3 bytes at once.
 inline bool derives_index(const OutputStage& stage) {
@@ -790,14 +531,10 @@ struct Requantized {
   /// residual_bytes: 64 lanes of this channel and position.
   __attribute__((always_inline)) __m512i operator()(const std::uint8_t* residual_bytes,
                                                     const Sums& sums) const {
-    __m512i residuals = _mm512_setzero_si512();
-    if constexpr (residual != Residual::none) {
-      residuals = load(residual_bytes);
-      if constexpr (residual == Residual::signed8) {
-        residuals = _mm512_xor_si512(residuals, _mm512_set1_epi8(-128));
-      }
-      residuals = loaded_once(residuals);
-    }
+    const auto residuals = [&]() __attribute__((always_inline)) {
+      const __m512i bytes = load(residual_bytes);
+      return residual == Residual::signed8 ? _mm512_xor_si512(bytes, _mm512_set1_epi8(-128)) : bytes;
+    };
     // Four times 16 lanes; in each 128-bit block part i has lanes 4 i .. 4 i + 3.
     __m512i q[4];
 #pragma GCC unroll 4
@@ -813,7 +550,7 @@ struct Requantized {
         // Byte by byte into 32 bits; an index of 0x80 gives zero.
         const int index = static_cast<int>(0x80808000U) + 4 * i;
         __m512 r = _mm512_cvtepi32_ps(
-            _mm512_shuffle_epi8(residuals, _mm512_set4_epi32(index + 3, index + 2, index + 1, index)));
+            _mm512_shuffle_epi8(residuals(), _mm512_set4_epi32(index + 3, index + 2, index + 1, index)));
         if constexpr (residual == Residual::signed8) r = _mm512_sub_ps(r, _mm512_set1_ps(128.0F));
         y = _mm512_fmadd_ps(r, ratio, y);
       }

@@ -67,5 +67,44 @@ TYPED_TEST(PoolOf, SumsImageLanes) {
   }
 }
 
+template <typename Accumulator>
+class LinearOf : public testing::Test {};
+using Accumulators = testing::Types<std::int32_t, std::int64_t>;
+TYPED_TEST_SUITE(LinearOf, Accumulators);
+
+/// Any number of images, sums up to the largest word and beyond it, weights of both signs.
+TYPED_TEST(LinearOf, AddsUpProducts) {
+  constexpr int kChannels = 5;
+  constexpr int kClasses = 3;
+  const std::vector<std::int16_t> weights = {127, -127, 1, -1, 0, -128, 64, 3, -5, 9, -127, -126, 125, 2, 7};
+  const std::vector<float> scale = {1.0F, 0.5F, 2.0F};
+  const std::vector<float> offset = {0.0F, -3.0F, 1.0F};
+  std::mt19937 random(7);
+  for (const int lanes : {1, 4, 16, 24, 64}) {
+    for (const std::int32_t largest : {32767, 32768, 70000}) {
+      std::vector<std::int32_t> sums(static_cast<std::size_t>(kChannels * lanes));
+      for (std::int32_t& sum : sums) sum = static_cast<std::int32_t>(random()) & 0x7FFF;
+      for (std::size_t i = 0; i < sums.size(); i += 3) sums[i] = largest;
+      for (int images = 1; images <= lanes; ++images) {
+        std::vector<float> logits(static_cast<std::size_t>(images * kClasses));
+        linear<TypeParam>(sums.data(), kChannels, lanes, images, weights, scale, offset, logits.data());
+        for (int image = 0; image < images; ++image) {
+          for (int k = 0; k < kClasses; ++k) {
+            std::int64_t expected = 0;
+            for (int c = 0; c < kChannels; ++c) {
+              expected += std::int64_t{sums[static_cast<std::size_t>(c * lanes + image)]} *
+                          weights[static_cast<std::size_t>(k * kChannels + c)];
+            }
+            const auto index = static_cast<std::size_t>(k);
+            ASSERT_EQ(logits[static_cast<std::size_t>(image * kClasses + k)],
+                      static_cast<float>(expected) * scale[index] + offset[index])
+                << "image " << image << " of " << images << ", " << lanes << " lanes, sums up to " << largest;
+          }
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace nibble
