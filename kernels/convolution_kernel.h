@@ -109,7 +109,7 @@ struct Tap {
 /// ConvolutionKernel::lanes lanes.
 struct ConvolutionCall {
   InputView input;  ///< in the kernel's input_format; position_stride includes the convolution's stride
-  std::span<const Tap> taps;
+  std::span<const Tap> taps;  ///< of ascending index
   int positions;
   int first_channel;  ///< output channels first_channel .. last_channel - 1; first_channel is a multiple of
   int last_channel;   ///< ConvolutionKernel::channel_block, last_channel too or it is the last one

@@ -205,7 +205,11 @@ inline void store_quads(const std::uint8_t* pixel, std::ptrdiff_t image_bytes, i
   const __m128i mask = _mm_set1_epi32(0x00FFFFFF);
   for (; image + 4 <= count; image += 4) {
     const std::uint8_t* const from = pixel + image * image_bytes;
-    const auto quad = [&](int i) { return _mm_loadu_si32(from + i * image_bytes); };
+    const auto quad = [&](int i) {
+      std::int32_t value = 0;
+      std::memcpy(&value, from + i * image_bytes, sizeof value);
+      return _mm_cvtsi32_si128(value);
+    };
     const __m128i quads =
         _mm_unpacklo_epi64(_mm_unpacklo_epi32(quad(0), quad(1)), _mm_unpacklo_epi32(quad(2), quad(3)));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 4 * image), _mm_and_si128(quads, mask));

@@ -24,7 +24,8 @@ void pool_position_lanes(const Value* planes, int positions, int plane_stride, i
                          std::int32_t* sums);
 
 /// logits[lane][class] = float(sum over channels of sums * weights) * scale[class] + offset[class].
-/// sums: [channel][lane] of `lanes` lanes, the first `images` of which are wanted; weights: [class][channel].
+/// sums: [channel][lane] of `lanes` lanes, all of which are read and the first `images` wanted; weights:
+/// [class][channel].
 /// Accumulator: int32_t up to 8 bits, int64_t at 16 bits.
 template <typename Accumulator>
 void linear(const std::int32_t* sums, int channels, int lanes, int images,

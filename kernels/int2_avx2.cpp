@@ -44,6 +44,7 @@ int padded_channels_of(const ConvolutionShape& shape) {
   return (shape.output_channels + kOutputBlock - 1) / kOutputBlock * kOutputBlock;
 }
 
+/// Nothing shared, as Steps has it.
 StepOrder order_of(const ConvolutionShape& shape) {
   return {shape, kIndex2, false};
 }
@@ -341,11 +342,11 @@ Output choose_output(const OutputStage& stage, const ConvolutionCall& call) {
 void run(const PackedConvolution& packed, const OutputStage& stage, const ConvolutionCall& call) {
   const int groups = groups_of(packed.shape);
   const int padded = padded_channels_of(packed.shape);
-  const std::ptrdiff_t pair_bytes =
-      std::ptrdiff_t{packed.shape.kernel} * packed.shape.kernel * groups * kPair;
+  const StepOrder order = order_of(packed.shape);
+  const std::ptrdiff_t pair_bytes = std::ptrdiff_t{order.count()} * kPair;
   const std::uint8_t* tables = packed.weights.data();
   const std::uint8_t* weights = tables + kTables * kTableBytes;
-  const TableProgram program(packed, order_of(packed.shape), padded);
+  const TableProgram program(packed, order, padded);
   const Steps steps(call, groups, program.run_length);
   const Output output = choose_output(stage, call);
 

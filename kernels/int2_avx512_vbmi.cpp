@@ -19,9 +19,11 @@
 // first, a sum that starts from minus the first is saturated to a byte and looked up in 128 bytes of its
 // output channel (vpermi2b). Else sums start from minus the second threshold and are compared as bytes with 0
 // and the other two, wherever these are at most 128 below and 126 above. The next layer's input is looked up
-// in the same way by a byte of the stream.
+// in the same way by a byte of the stream where its third threshold is at most 126, which it is while x
+// spans less than half of the stream; else it goes through a tile.
 //
-// What the input's channels leave over of groups of three, the taps of a row share: int2_lines_avx512_vbmi.h.
+// What the input's channels leave over of groups of three, the taps of a row share:
+// int2_inputs_avx512_vbmi.h.
 //
 //   weights, program:  look_up_tables.h, numbers in blocks of 4 output channels
 
@@ -33,7 +35,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "kernels/int2_lines_avx512_vbmi.h"
+#include "kernels/int2_inputs_avx512_vbmi.h"
 #include "kernels/kernels.h"
 #include "kernels/look_up_tables.h"
 #include "kernels/output_avx512.h"
@@ -91,7 +93,7 @@ struct alignas(64) ValueTable {
 
   /// How many of three ascending thresholds a value exceeds, times `unit`. All below kLast, so that larger
   /// values may be taken for it.
-  void count(int one, int two, int three, int unit) {
+  void fill_with_counts(int one, int two, int three, int unit) {
     alignas(64) static constexpr auto kNumbers = [] {
       std::array<std::uint8_t, kLast + 1> numbers{};
       for (std::size_t v = 0; v < numbers.size(); ++v) numbers[v] = static_cast<std::uint8_t>(v);
@@ -124,12 +126,12 @@ constexpr std::uint32_t in_bytes(int value) {
 ///                                  1   . a b | c d     open: c d
 ///                                  2   . . a | b c d
 struct IndexFields {
-  int group;            ///< of the first channel
-  bool joins;           ///< its first channels belong to another call: they are kept
-  bool continues;       ///< they are the open ones of the block before
-  bool completes_next;  ///< nothing is left open
-  std::uint64_t left;   ///< shifts to the place in the group and in the next one, bits
-  std::uint64_t right;
+  int group;                 ///< of the first channel
+  bool joins;                ///< its first channels belong to another call: they are kept
+  bool continues;            ///< they are the open ones of the block before
+  bool completes_next;       ///< the next group is written now
+  std::uint64_t left;        ///< shift to the place in the group, in bits
+  std::uint64_t right;       ///< shift to the place in the next group
   std::uint32_t group_mask;  ///< bits of channels that exist
   std::uint32_t next_mask;
 
@@ -171,7 +173,7 @@ inline __m512i everywhere(std::uint32_t value) {
 struct Block {
   const std::uint8_t* input;  ///< of its first position
   std::ptrdiff_t stride;
-  const CallSteps* steps;
+  const SharedTapSteps* steps;
   const std::uint8_t* tables;
   const std::uint8_t* weights;
   const Channels* channels;
@@ -214,7 +216,7 @@ inline __attribute__((always_inline)) void accumulate_block(std::index_sequence<
                                                             std::uint8_t* run_sums) {
   constexpr std::size_t kChannels = sizeof...(K);
   constexpr std::size_t kSums = sizeof...(P) * kChannels;
-  // As integers: lines of CallSteps are reached from here too.
+  // As integers: lines of SharedTapSteps are reached from here too.
   const auto input = reinterpret_cast<std::intptr_t>(block.input);
   const std::intptr_t position[] = {input + static_cast<std::ptrdiff_t>(P) * block.stride...};
   const auto index_at = [&](std::size_t p, std::ptrdiff_t offset) __attribute__((always_inline)) {
@@ -727,14 +729,22 @@ bool prepare_channels(const OutputStage& stage, bool uses_thresholds, bool makes
     channels.upper[k] = fit ? in_bytes(thresholds[2][k]) : in_words(thresholds[2][k]);
   }
   if (!fit) return false;
-  for (int k = 0; k < count; ++k) {
-    const int one = -thresholds[0][k];  // the second and the third threshold minus the first
-    const int two = thresholds[2][k] + one;
-    bool& has_tables = channels.has_tables[k / kBlockChannels];
-    has_tables = (k % kBlockChannels == 0 ? makes_tables : has_tables) && two < ValueTable::kLast;
-    if (!has_tables) continue;
-    channels.table_start[k] = in_words(channels.minimum[k] - sum_minimum[k] - thresholds[1][k] + one);
-    channels.tables[k].count(0, one, two, 1 << 2 * (k % kBlockChannels));
+  for (int block = 0; block < count; block += kBlockChannels) {
+    int second[kBlockChannels];  // threshold minus the first
+    int third[kBlockChannels];
+    bool& has_tables = channels.has_tables[block / kBlockChannels];
+    has_tables = makes_tables;
+    for (int k = 0; k < kBlockChannels; ++k) {
+      second[k] = -thresholds[0][block + k];
+      third[k] = thresholds[2][block + k] + second[k];
+      has_tables = has_tables && third[k] < ValueTable::kLast;
+    }
+    for (int k = 0; k < kBlockChannels && has_tables; ++k) {
+      const int first_threshold = thresholds[1][block + k] - second[k];
+      channels.table_start[block + k] =
+          in_words(channels.minimum[block + k] - sum_minimum[block + k] - first_threshold);
+      channels.tables[block + k].fill_with_counts(0, second[k], third[k], 1 << 2 * k);
+    }
   }
   return true;
 }
@@ -744,7 +754,7 @@ struct Walk {
   const std::uint8_t* tables;
   const std::uint8_t* weights;
   std::ptrdiff_t block_bytes;  ///< of the weights of four output channels
-  CallSteps& steps;
+  SharedTapSteps& steps;
   std::uint8_t* run_sums;  ///< [runs][positions x channels of a block][64]
 };
 
@@ -821,19 +831,19 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
       program.halved_run_length != 0 && ActivationSums::fits(call) &&
       (call.last_channel - call.first_channel >= kManyChannels || ActivationSums::taps_slide(call));
   const std::int32_t* const table_minima = halves ? program.halved_minima : program.minima;
-  CallSteps steps(call, order, halves ? program.halved_run_length : program.run_length);
+  SharedTapSteps steps(call, order, halves ? program.halved_run_length : program.run_length);
   const Way way = choose_way(stage, call);
 
   ByteTile tile;
   ByteTile derived_tile;
   ActivationSums activation_sums(call, groups, halves);
-  // 144 KB of the stack, of which a call touches what its runs need.
+  // 144 KB of some 300 KB of stack; a call touches what its runs need.
   alignas(64) std::uint8_t run_sums[kMaximumRuns * kPositions * kBlockChannels * kLanes];
   alignas(64) std::uint8_t open[kPositions * kLanes];
   ValueTable derived_tables[kBlockChannels];
   for (int k = 0; k < kBlockChannels && derives_index(stage); ++k) {
     const std::uint8_t* const thresholds = stage.derived_thresholds;
-    derived_tables[k].count(thresholds[0], thresholds[1], thresholds[2], 1 << 2 * k);
+    derived_tables[k].fill_with_counts(thresholds[0], thresholds[1], thresholds[2], 1 << 2 * k);
   }
   constexpr int kTablesBytes = kTables * kTableBytes;
   const Walk walk{packed.weights.data() + (halves ? kTablesBytes : 0),
@@ -846,13 +856,13 @@ void run(const PackedConvolution& packed, const OutputStage& stage, const Convol
     const int count = (chunk.last - chunk.first + kBlockChannels - 1) / kBlockChannels * kBlockChannels;
     std::int32_t sum_minimum[kChunk] = {};
     std::fill_n(chunk.channels.minimum, count, halves ? -ActivationSums::kMostActivations : 0);
-    const auto add_minima = [&](int part) {
-      const std::ptrdiff_t of_part = std::ptrdiff_t{part} * padded + chunk.first;
-      for (int k = 0; k < count; ++k) sum_minimum[k] += program.minima[of_part + k];
-      for (int k = 0; k < count; ++k) chunk.channels.minimum[k] += table_minima[of_part + k];
+    const auto add_minima = [&](int minima_row) {
+      const std::ptrdiff_t at = std::ptrdiff_t{minima_row} * padded + chunk.first;
+      for (int k = 0; k < count; ++k) sum_minimum[k] += program.minima[at + k];
+      for (int k = 0; k < count; ++k) chunk.channels.minimum[k] += table_minima[at + k];
     };
     for (const Tap& tap : call.taps) add_minima(tap.index);
-    for (const int row : steps.sharing_rows()) add_minima(order.shared_part(row));
+    for (const int row : steps.sharing_rows()) add_minima(order.shared_minima_row(row));
     for (int k = 0; k < count; k += kBlockChannels) {
       chunk.channels.fields[k / kBlockChannels] = {call, chunk.first + k};
     }

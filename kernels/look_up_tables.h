@@ -92,10 +92,10 @@ class StepOrder {
  public:
   StepOrder(const ConvolutionShape& shape, const ActivationFormat& format, bool shares_left_over)
       : kernel_(shape.kernel), group_(format.channels) {
-    const int left_over = shape.input_channels % group_;
-    shares_ = shares_left_over && kernel_ == group_ && left_over != 0;
-    groups_ = shares_ ? shape.input_channels / group_ : group_count(format, shape.input_channels);
-    shared_ = shares_ ? left_over : 0;
+    // As many taps in a row as channels in a group: n channels left over are n whole steps of a row.
+    const bool shares = shares_left_over && kernel_ == group_;
+    shared_ = shares ? shape.input_channels % group_ : 0;
+    groups_ = shared_ != 0 ? shape.input_channels / group_ : group_count(format, shape.input_channels);
   }
 
   int kernel() const { return kernel_; }
@@ -126,11 +126,11 @@ class StepOrder {
     return {row * kernel_ + of_row / groups_, of_row % groups_ * group_ + i};
   }
 
-  /// Sums over steps are kept for each tap's own, then for those that each row shares.
-  int part_count() const { return kernel_ * kernel_ + (shares_ ? kernel_ : 0); }
-  int shared_part(int row) const { return kernel_ * kernel_ + row; }
-  int part_of(int step) const {
-    return is_shared(step) ? shared_part(step / row_steps()) : place(step, 0).tap;
+  /// Minima are summed up for each tap's own steps, then for those that each row of taps shares.
+  int minima_rows() const { return kernel_ * kernel_ + (shared_ != 0 ? kernel_ : 0); }
+  int shared_minima_row(int row) const { return kernel_ * kernel_ + row; }
+  int minima_row_of(int step) const {
+    return is_shared(step) ? shared_minima_row(step / row_steps()) : place(step, 0).tap;
   }
 
  private:
@@ -142,7 +142,6 @@ class StepOrder {
 
   int kernel_;
   int group_;
-  bool shares_;
   int groups_;
   int shared_;
 };
@@ -192,8 +191,7 @@ int proven_run_length(const ConvolutionLayer& layer, const StepOrder& order, boo
 /// What packing proved and summed up, as it lies in PackedConvolution::program:
 ///
 ///   run length, run length of tables of u or 0 where there are none,
-///   [part of the steps][output channel, padded] sums of the tables' minima, the same of the tables of u,
-///   doubled
+///   [minima row][output channel, padded] sums of the tables' minima, the same of the tables of u, doubled
 struct TableProgram {
   static constexpr std::size_t kHeader = 2;
 
@@ -206,7 +204,7 @@ struct TableProgram {
       : run_length(packed.program[0]),
         halved_run_length(packed.program[1]),
         minima(packed.program.data() + kHeader),
-        halved_minima(minima + order.part_count() * padded_channels) {}
+        halved_minima(minima + order.minima_rows() * padded_channels) {}
 };
 
 /// Output channels up to `padded_channels` in blocks of `block_channels`; a table's place is `unit` times its
@@ -227,17 +225,17 @@ PackedConvolution pack_tables(const ConvolutionLayer& layer, const StepOrder& or
       packed.weights.insert(packed.weights.end(), table.entries.begin(), table.entries.end());
     }
   }
-  const auto minima = static_cast<std::size_t>(order.part_count() * padded_channels);
+  const auto minima = static_cast<std::size_t>(order.minima_rows() * padded_channels);
   packed.program = {run_length, halved_run_length};
   packed.program.resize(TableProgram::kHeader + sets.size() * minima);
   for (int block = 0; block < padded_channels; block += block_channels) {
     for (int step = 0; step < order.count(); ++step) {
-      const int part = order.part_of(step);
+      const int row = order.minima_row_of(step);
       for (int o = block; o < block + block_channels; ++o) {
         const std::size_t number = table_number<format>(layer, order, o, step);
         packed.weights.push_back(static_cast<std::uint8_t>(number * unit));
         std::int32_t* minimum =
-            &packed.program[TableProgram::kHeader + static_cast<std::size_t>(part * padded_channels + o)];
+            &packed.program[TableProgram::kHeader + static_cast<std::size_t>(row * padded_channels + o)];
         *minimum += sets[0].tables[number].minimum;
         if (sets.size() > 1) minimum[minima] += 2 * sets[1].tables[number].minimum;
       }

@@ -181,7 +181,7 @@ inline __m512i derive(__m512i stream, const DerivedSteps& steps) {
 inline __m512i derive(__m512i stream, const OutputStage& stage, const DerivedSteps& steps) {
   if (steps.usable) return derive(stream, steps);
   if (stage.derived_bits != 2) return derive(stream, stage);
-  // Without a comparison: on Zen 5 it and an addition under its mask take as long as six other instructions.
+  // Without a comparison, for the reason that int2_avx512_vbmi.cpp gives at IndexTables.
   __m512i x = _mm512_setzero_si512();
   for (const __m512i& threshold : steps.thresholds) {
     const __m512i exceeds = _mm512_min_epu8(_mm512_subs_epu8(stream, threshold), _mm512_set1_epi8(1));

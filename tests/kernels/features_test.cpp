@@ -2,10 +2,14 @@
 
 #include <gtest/gtest.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <numeric>
 #include <random>
 #include <vector>
+
+#include "kernels/format.h"
+#include "tests/kernels/guarded_memory.h"
 
 namespace nibble {
 namespace {
@@ -61,6 +65,36 @@ TYPED_TEST(PoolOf, SumsImageLanes) {
           }
           ASSERT_EQ(sums[static_cast<std::size_t>(i)], expected)
               << positions << " positions of " << channels << " channels, " << lanes << " lanes";
+        }
+      }
+    }
+  }
+}
+
+/// Any number of images as quads8; nothing is read before or behind them, no lane of another image written.
+TEST(LoadPixels, SpreadsImagesOverLanes) {
+  constexpr int kHeight = 3;
+  constexpr int kWidth = 5;
+  constexpr int kLanes = 16;
+  constexpr int kQuad = 4;
+  constexpr std::ptrdiff_t kPositionBytes = kQuad * kLanes;
+  constexpr std::uint8_t kUntouched = 0x5A;
+  std::mt19937 random(8);
+  for (const auto guard : {GuardedMemory::Guard::behind, GuardedMemory::Guard::before}) {
+    for (int count = 1; count <= 11; ++count) {
+      GuardedMemory images(static_cast<std::size_t>(count * kHeight * kWidth * 3), guard);
+      for (std::size_t i = 0; i < images.size(); ++i) images.data()[i] = static_cast<std::uint8_t>(random());
+      std::vector<std::uint8_t> lanes(kHeight * kWidth * kPositionBytes, kUntouched);
+      load_pixels(images.data(), count, kHeight, kWidth, kQuads8, {lanes.data(), kPositionBytes, 0},
+                  kWidth * kPositionBytes);
+      for (int position = 0; position < kHeight * kWidth; ++position) {
+        for (int lane = 0; lane < kLanes; ++lane) {
+          for (int c = 0; c < kQuad; ++c) {
+            const int pixel = (lane * kHeight * kWidth + position) * 3 + c;
+            const int expected = lane >= count ? kUntouched : c == 3 ? 0 : images.data()[pixel];
+            ASSERT_EQ(lanes[static_cast<std::size_t>(position * kPositionBytes + kQuad * lane + c)], expected)
+                << "image " << lane << " of " << count << ", position " << position << ", byte " << c;
+          }
         }
       }
     }

@@ -34,12 +34,12 @@ TEST(StepOrder, HasEveryWeightOnce) {
             const int first = order.tap_step(tap / kernel, tap % kernel);
             ASSERT_EQ(order.place(first, 0).tap, tap);
             ASSERT_EQ(order.place(first, 0).channel, 0);
-            ASSERT_EQ(order.part_of(first), tap);
+            ASSERT_EQ(order.minima_row_of(first), tap);
           }
           for (int row = 0; row < kernel && order.shared() != 0; ++row) {
             ASSERT_EQ(order.place(order.shared_step(row), 0).tap, row * kernel);
             ASSERT_EQ(order.place(order.shared_step(row), 0).channel, channels - order.shared());
-            ASSERT_EQ(order.part_of(order.shared_step(row)), order.shared_part(row));
+            ASSERT_EQ(order.minima_row_of(order.shared_step(row)), order.shared_minima_row(row));
           }
         }
       }

@@ -1,8 +1,7 @@
 #pragma once
 
 // What the 2-bit VBMI kernel makes of a call's activations before it looks anything up: the lines of indices
-// that rows of taps share, and the sums of activations that tables of u need. Both are of a row of the map,
-// and rows that follow each other share most of them. Internal linkage.
+// that rows of taps share, and the sums of activations that tables of u need. Internal linkage.
 
 #include <immintrin.h>
 
@@ -10,7 +9,6 @@
 #include <array>
 #include <cstdint>
 #include <span>
-#include <utility>
 
 #include "kernels/look_up_tables.h"
 #include "kernels/output_avx512.h"
@@ -26,50 +24,36 @@ constexpr int kLargestSum =
     32766;  ///< minus its minimum; one more than it and less than zero fit 16 bits too
 
 /// The steps of a call, and the lines of indices that rows of taps share (StepOrder in look_up_tables.h).
+/// With one or two channels left over and the taps a, b, c of a row, lines are at each position
 ///
-///   one channel left over, index at a position:   a(left) | a(same) << 2 | a(right) << 4
+///   a0 | b0 << 2 | c0 << 4      or      a0 | a1 << 2 | b0 << 4   and   b1 | c0 << 2 | c1 << 4
 ///
-/// A tap that would meet padding has the activation zero there. Lines have the input's position stride, so
-/// that they are offsets from a position like all others.
-class CallSteps : public RunList<std::ptrdiff_t> {
+/// A tap that would meet padding has the activation zero. Lines have the input's position stride, so that
+/// they are offsets from a position like all others. They are made for a row of the map where rows move on as
+/// taps do, and then only the last of them anew; else for a block of positions.
+class SharedTapSteps : public RunList<std::ptrdiff_t> {
  public:
-  CallSteps(const ConvolutionCall& call, const StepOrder& order, int run_length)
+  SharedTapSteps(const ConvolutionCall& call, const StepOrder& order, int run_length)
       : RunList(run_length), input_(call.input), shared_(order.shared()) {
-    bool is_shared = true;  // nothing is to be added for the row of taps
-    const auto share = [&] {
-      if (std::exchange(is_shared, true)) return;
-      go_to(order.shared_step(rows_[line_count_ - 1]));
-      for (int s = 0; s < shared_; ++s) lines_[line_count_ - 1].steps[s] = add(0);
-    };
-    for (const Tap& tap : call.taps) {
-      const int row = tap.index / order.kernel();
-      const int column = tap.index % order.kernel();
-      const std::ptrdiff_t left_over = tap.offset + order.groups() * input_.group_stride;
-      if (shared_ != 0 && (line_count_ == 0 || rows_[line_count_ - 1] != row)) {
-        share();
-        is_shared = false;
-        rows_[line_count_] = row;
-        lines_[line_count_++] = {{left_over, left_over, left_over}, {}, {}};
+    const std::span<const Tap> taps = call.taps;
+    for (std::size_t t = 0; t < taps.size();) {
+      const int row = taps[t].index / order.kernel();
+      bool adds_shared = shared_ != 0;
+      if (adds_shared) begin_line(row, taps[t].offset + order.groups() * input_.group_stride);
+      for (; t < taps.size() && taps[t].index / order.kernel() == row; ++t) {
+        const int column = taps[t].index % order.kernel();
+        if (adds_shared && column > 0) {
+          add_shared(order.shared_step(row));
+          adds_shared = false;
+        }
+        go_to(order.tap_step(row, column));
+        for (int g = 0; g < order.groups(); ++g) add(taps[t].offset + g * input_.group_stride);
+        if (shared_ != 0) meet(column, taps[t].offset + order.groups() * input_.group_stride);
       }
-      if (shared_ != 0) {
-        lines_[line_count_ - 1].offsets[column] = left_over;
-        lines_[line_count_ - 1].meets[column] = ~__mmask64{};
-      }
-      if (column > 0) share();
-      go_to(order.tap_step(row, column));
-      for (int g = 0; g < order.groups(); ++g) add(tap.offset + g * input_.group_stride);
+      if (adds_shared) add_shared(order.shared_step(row));
     }
-    share();
     cut();
-    // Between the positions where there is room, else one line behind the other.
-    const std::ptrdiff_t stride =
-        std::max<std::ptrdiff_t>(input_.position_stride, kLanes);  // 0 of one position
-    const bool between = stride >= line_count_ * shared_ * kLanes;
-    pitch_ = between ? kLanes : kPositions * stride;
-    most_positions_ = static_cast<int>(std::min<std::ptrdiff_t>(kPositions, 1 + kMostBytes / stride));
-    moves_ = line_count_ != 0 && between && call.rows > 1 && (call.positions - 1) * stride <= kMostBytes;
-    for (int l = 1; l < line_count_ && moves_; ++l)
-      moves_ = lines_[l].is_below(lines_[l - 1], input_.row_stride);
+    place_lines(call);
   }
 
   /// Rows of taps that share steps.
@@ -82,11 +66,12 @@ class CallSteps : public RunList<std::ptrdiff_t> {
   void prepare_row(int row, int positions) {
     if (!moves_) return;
     const std::uint8_t* const position = input_.data + row * input_.row_stride;
-    // All lines but the last one were in the row before.
-    for (int l = row == 0 ? 0 : line_count_ - 1; l < line_count_; ++l) {
-      fill(lines_[l], position, positions, line((row + l) % line_count_));
+    for (int l = 0; l < line_count_; ++l) {
+      std::uint8_t* const to = line((row + l) % line_count_);
+      // All lines but the last one were in the row before.
+      if (row == 0 || l == line_count_ - 1) fill(lines_[l], position, positions, to);
+      point_to(lines_[l], position, to);
     }
-    for (int l = 0; l < line_count_; ++l) point_to(lines_[l], position, line((row + l) % line_count_));
   }
 
   /// Fills the lines of a block, where rows do not.
@@ -99,12 +84,16 @@ class CallSteps : public RunList<std::ptrdiff_t> {
   }
 
  private:
-  static constexpr std::ptrdiff_t kMostBytes = 62 * 1024;  ///< from a block's first position to its last
+  static constexpr int kMostLines = kGroup * (kGroup - 1);
+  /// From the first position to the last one that has memory: six that are rows of 32 positions x 16
+  /// channels.
+  static constexpr std::ptrdiff_t kMostBytes = (kPositions - 1) * 32 * 6 * kLanes;
 
   /// Of one row of taps.
   struct Line {
-    std::ptrdiff_t offsets[kGroup];  ///< of what is left over, from a position; any where no tap is
-    __mmask64 meets[kGroup];         ///< none where no tap is
+    std::ptrdiff_t
+        offsets[kGroup];      ///< of what is left over, from a position; the first tap's where no tap is
+    __mmask64 meets[kGroup];  ///< none where no tap is
     std::ptrdiff_t* steps[kGroup - 1];
 
     bool is_below(const Line& other, std::ptrdiff_t row_stride) const {
@@ -115,6 +104,33 @@ class CallSteps : public RunList<std::ptrdiff_t> {
       return is;
     }
   };
+
+  void begin_line(int row, std::ptrdiff_t left_over) {
+    rows_[line_count_] = row;
+    lines_[line_count_++] = {{left_over, left_over, left_over}, {}, {}};
+  }
+  void meet(int column, std::ptrdiff_t left_over) {
+    lines_[line_count_ - 1].offsets[column] = left_over;
+    lines_[line_count_ - 1].meets[column] = ~__mmask64{};
+  }
+  void add_shared(int step) {
+    go_to(step);
+    for (int s = 0; s < shared_; ++s) lines_[line_count_ - 1].steps[s] = add(0);
+  }
+
+  /// Lines lie between the positions where there is room, else one behind the other, a block long.
+  void place_lines(const ConvolutionCall& call) {
+    const std::ptrdiff_t stride =
+        std::max<std::ptrdiff_t>(input_.position_stride, kLanes);  // 0 of one position
+    const bool between = stride >= line_count_ * shared_ * kLanes;
+    static_assert(kMostLines * kPositions * kMostLines * kLanes <= kMostBytes);  // of those that are not
+    pitch_ = between ? kLanes : kPositions * stride;
+    most_positions_ = static_cast<int>(std::min<std::ptrdiff_t>(kPositions, 1 + kMostBytes / stride));
+    moves_ = line_count_ != 0 && between && call.rows > 1 && (call.positions - 1) * stride <= kMostBytes;
+    for (int l = 1; l < line_count_ && moves_; ++l) {
+      moves_ = lines_[l].is_below(lines_[l - 1], input_.row_stride);
+    }
+  }
 
   std::uint8_t* line(int number) { return memory_ + number * shared_ * pitch_; }
 
@@ -131,7 +147,7 @@ class CallSteps : public RunList<std::ptrdiff_t> {
     const std::ptrdiff_t stride = input_.position_stride;
     for (int p = 0; p < positions; ++p, position += stride, to += stride) {
       const auto tap = [&](int c) {
-        return _mm512_maskz_loadu_epi8(of_taps.meets[c], position + of_taps.offsets[c]);
+        return _mm512_maskz_mov_epi8(of_taps.meets[c], load(position + of_taps.offsets[c]));
       };
       if (shared_ == 1) {
         const __m512i two = _mm512_or_si512(tap(0), _mm512_slli_epi16(tap(1), 2));
@@ -153,7 +169,7 @@ class CallSteps : public RunList<std::ptrdiff_t> {
   int line_count_ = 0;
   int rows_[kGroup];
   Line lines_[kGroup];
-  alignas(kLanes) std::uint8_t memory_[kMostBytes + kGroup * (kGroup - 1) * kPositions * kLanes];
+  alignas(kLanes) std::uint8_t memory_[kMostBytes + kMostLines * kLanes];
 };
 
 /// Sums modulo 2^16 of 64 lanes: of each 16 the first eight in `low`, the others in `high`, where unpacking
@@ -193,15 +209,15 @@ class ActivationSums {
     return call.positions <= kMostPositions && call.taps.size() <= kSliding * kMostLines;
   }
 
-  /// used: else nothing is asked of it.
+  /// groups: all of a tap, also one that is not full. used: else nothing is asked of it.
   ActivationSums(const ConvolutionCall& call, int groups, bool used)
       : input_(call.input), positions_(call.positions) {
     if (!used) return;
     const bool slide = taps_slide(call);
-    shared_ = slide ? kSliding - 1 : 0;
+    overlap_ = slide ? kSliding - 1 : 0;
     lines_ = slide ? static_cast<int>(call.taps.size()) / kSliding : 1;
     int steps = 0;
-    for (std::size_t t = 0; t < call.taps.size(); t += static_cast<std::size_t>(shared_) + 1) {
+    for (std::size_t t = 0; t < call.taps.size(); t += static_cast<std::size_t>(overlap_) + 1) {
       for (int g = 0; g < groups; ++g) {
         offsets_[steps++] = static_cast<std::int32_t>(call.taps[t].offset + g * call.input.group_stride);
       }
@@ -227,13 +243,13 @@ class ActivationSums {
           Sums sum = of_line;
           for (int l = 0; l < lines_ - 1; ++l) sum = sum + before[l][column];
           Sums all = sum;
-          if (shared_ != 0) {
+          if (overlap_ != 0) {
             all = sum + last[0] + last[1];
             last[0] = last[1];
             last[1] = sum;
-            if (column < shared_) return;
+            if (column < overlap_) return;
           }
-          minus_[column - shared_] = {_mm512_sub_epi16(most, all.low), _mm512_sub_epi16(most, all.high)};
+          minus_[column - overlap_] = {_mm512_sub_epi16(most, all.low), _mm512_sub_epi16(most, all.high)};
         });
   }
 
@@ -259,7 +275,7 @@ class ActivationSums {
     const __m512i zero = _mm512_setzero_si512();
     const std::int32_t* const offsets = offsets_ + l * line_steps_;
     const std::uint8_t* position = input_.data + row * input_.row_stride;
-    for (int column = 0; column < positions_ + shared_; ++column, position += input_.position_stride) {
+    for (int column = 0; column < positions_ + overlap_; ++column, position += input_.position_stride) {
       Sums sum{zero, zero};
       for (int first = 0; first < line_steps_; first += kRun) {
         const int end = std::min(first + kRun, line_steps_);
@@ -275,7 +291,7 @@ class ActivationSums {
 
   InputView input_;
   int positions_;
-  int shared_ = 0;  ///< columns of a position that the next one has too
+  int overlap_ = 0;  ///< columns of a position that the next one has too
   int lines_ = 1;
   int line_steps_ = 0;
   std::int32_t offsets_[kMaximumSteps];
