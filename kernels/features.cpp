@@ -199,8 +199,9 @@ void pad_channels(const InputView& input, const OutputView& output, const Activa
 
 namespace {
 
-/// One pixel of `count` images as quads8: red, green, blue, 0. Reads a byte behind each pixel.
-inline void store_quads(const std::uint8_t* pixel, std::ptrdiff_t image_bytes, int count, std::uint8_t* to) {
+/// One pixel of `count` images, or as many pixels of one, as quads8: red, green, blue, 0. image_bytes: from
+/// one to the next. Reads a byte behind each pixel.
+void store_quads(const std::uint8_t* pixel, std::ptrdiff_t image_bytes, int count, std::uint8_t* to) {
   int image = 0;
   const __m128i mask = _mm_set1_epi32(0x00FFFFFF);
   for (; image + 4 <= count; image += 4) {
@@ -244,7 +245,7 @@ void load_pixels(const std::uint8_t* images, int count, int height, int width, c
   if (count == 1 && format == kQuads8 && output.position_stride == 4 &&
       row_stride == 4 * std::ptrdiff_t{width}) {
     // One image without gaps; the last pixel apart, since nothing may be read behind it.
-    for (std::ptrdiff_t i = 0; i + 1 < pixels; ++i) store_quads(images + 3 * i, 0, 1, output.data + 4 * i);
+    store_quads(images, 3, static_cast<int>(pixels) - 1, output.data);
     std::uint8_t* last = output.data + 4 * (pixels - 1);
     std::memcpy(last, images + 3 * (pixels - 1), 3);
     last[3] = 0;

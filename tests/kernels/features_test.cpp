@@ -75,26 +75,28 @@ TYPED_TEST(PoolOf, SumsImageLanes) {
 TEST(LoadPixels, SpreadsImagesOverLanes) {
   constexpr int kHeight = 3;
   constexpr int kWidth = 5;
-  constexpr int kLanes = 16;
+  constexpr int kPositions = kHeight * kWidth;
   constexpr int kQuad = 4;
-  constexpr std::ptrdiff_t kPositionBytes = kQuad * kLanes;
   constexpr std::uint8_t kUntouched = 0x5A;
   std::mt19937 random(8);
   for (const auto guard : {GuardedMemory::Guard::behind, GuardedMemory::Guard::before}) {
-    for (int count = 1; count <= 11; ++count) {
-      GuardedMemory images(static_cast<std::size_t>(count * kHeight * kWidth * 3), guard);
-      for (std::size_t i = 0; i < images.size(); ++i) images.data()[i] = static_cast<std::uint8_t>(random());
-      std::vector<std::uint8_t> lanes(kHeight * kWidth * kPositionBytes, kUntouched);
-      load_pixels(images.data(), count, kHeight, kWidth, kQuads8, {lanes.data(), kPositionBytes, 0},
-                  kWidth * kPositionBytes);
-      for (int position = 0; position < kHeight * kWidth; ++position) {
-        for (int lane = 0; lane < kLanes; ++lane) {
-          for (int c = 0; c < kQuad; ++c) {
-            const int pixel = (lane * kHeight * kWidth + position) * 3 + c;
-            const int expected = lane >= count ? kUntouched : c == 3 ? 0 : images.data()[pixel];
-            ASSERT_EQ(lanes[static_cast<std::size_t>(position * kPositionBytes + kQuad * lane + c)], expected)
-                << "image " << lane << " of " << count << ", position " << position << ", byte " << c;
-          }
+    for (const int lanes : {1, 11}) {
+      for (int count = 1; count <= lanes; ++count) {
+        GuardedMemory images(static_cast<std::size_t>(count * kPositions * 3), guard);
+        for (std::size_t i = 0; i < images.size(); ++i)
+          images.data()[i] = static_cast<std::uint8_t>(random());
+        const std::ptrdiff_t position_bytes = kQuad * lanes;
+        std::vector<std::uint8_t> map(static_cast<std::size_t>(kPositions * position_bytes), kUntouched);
+        load_pixels(images.data(), count, kHeight, kWidth, kQuads8, {map.data(), position_bytes, 0},
+                    kWidth * position_bytes);
+        for (int i = 0; i < kPositions * lanes * kQuad; ++i) {
+          const int c = i % kQuad;
+          const int lane = i / kQuad % lanes;
+          const int position = i / kQuad / lanes;
+          const int pixel = (lane * kPositions + position) * 3 + c;
+          const int expected = lane >= count ? kUntouched : c == 3 ? 0 : images.data()[pixel];
+          ASSERT_EQ(map[static_cast<std::size_t>(i)], expected)
+              << "image " << lane << " of " << count << ", position " << position << ", byte " << c;
         }
       }
     }
