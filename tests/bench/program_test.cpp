@@ -153,7 +153,8 @@ TEST_F(BenchProgram, ProfilesLayers) {
   // On two threads, full tiles of every kernel: images that go singly have no times of layers.
   const Outcome outcome = bench("--threads 2 --images 256 --batch 256 --runs 1 --profile --report json");
   ASSERT_EQ(outcome.code, 0) << outcome.err;
-  for (const Json& row : Json::parse(outcome.out).at("rows")) {
+  const Json rows = Json::parse(outcome.out).at("rows");
+  for (const Json& row : rows) {
     if (row.at("layers").is_null()) {
       EXPECT_TRUE(row.at("isa").is_null()) << row;  // a peer's, or BF16 without BF16
       continue;
