@@ -60,7 +60,7 @@ class SharedTapSteps : public RunList<std::ptrdiff_t> {
   std::span<const int> sharing_rows() const { return {rows_, static_cast<std::size_t>(line_count_)}; }
 
   /// A block of so many positions has memory.
-  int most_positions() const { return shared_ == 0 ? kPositions : most_positions_; }
+  int most_positions() const { return most_positions_; }
 
   /// Fills the lines of a row, where rows share them. The rows of a call come one after the other.
   void prepare_row(int row, int positions) {
@@ -125,7 +125,9 @@ class SharedTapSteps : public RunList<std::ptrdiff_t> {
     const bool between = stride >= line_count_ * shared_ * kLanes;
     static_assert(kMostLines * kPositions * kMostLines * kLanes <= kMostBytes);  // of those that are not
     pitch_ = between ? kLanes : kPositions * stride;
-    most_positions_ = static_cast<int>(std::min<std::ptrdiff_t>(kPositions, 1 + kMostBytes / stride));
+    if (line_count_ != 0) {
+      most_positions_ = static_cast<int>(std::min<std::ptrdiff_t>(kPositions, 1 + kMostBytes / stride));
+    }
     moves_ = line_count_ != 0 && between && call.rows > 1 && (call.positions - 1) * stride <= kMostBytes;
     for (int l = 1; l < line_count_ && moves_; ++l) {
       moves_ = lines_[l].is_below(lines_[l - 1], input_.row_stride);
@@ -163,7 +165,7 @@ class SharedTapSteps : public RunList<std::ptrdiff_t> {
 
   InputView input_;
   int shared_;
-  int most_positions_;
+  int most_positions_ = kPositions;
   std::ptrdiff_t pitch_;  ///< of lines in memory
   bool moves_;            ///< line l is what line l + 1 was in the row before
   int line_count_ = 0;
@@ -185,9 +187,9 @@ inline Sums operator+(const Sums& a, const Sums& b) {
 
 /// kMostActivations minus the sum of all activations that meet each position of a row, for tables of u. With
 /// N weights of an output channel, twice the entries add up to at most 3 (sum of |w| + N), so all together is
-/// between 0 and kLargestSum + 2 kMostActivations, which fits 16 bits. Where
-/// taps are rows of three that slide by one from position to position, a line is what one row's first tap
-/// meets: three positions share its sums, and the rows below. Otherwise all taps are one line.
+/// between 0 and kLargestSum + 2 kMostActivations, which fits 16 bits. Where taps are rows of three that
+/// slide by one from position to position, a line is what one row's first tap meets: three positions share
+/// its sums, and the rows below. Otherwise all taps are one line.
 class ActivationSums {
  public:
   static constexpr int kMostActivations = kMaximumSteps * kGroup * activation_limit(2);

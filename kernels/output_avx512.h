@@ -156,14 +156,19 @@ struct DerivedSteps {
   }
 };
 
+/// 1 for each byte above the threshold's, else 0. Without a comparison, for the reason that
+/// int2_avx512_vbmi.cpp gives at IndexTables.
+inline __m512i exceeds(__m512i stream, __m512i threshold) {
+  return _mm512_min_epu8(_mm512_subs_epu8(stream, threshold), _mm512_set1_epi8(1));
+}
+
 /// x at 2 or 4 bits from 64 bytes of the stream: how many thresholds are exceeded. Rarely needed.
 [[gnu::noinline, maybe_unused]] __m512i derive(__m512i stream, const OutputStage& stage) {
-  const __m512i one = _mm512_set1_epi8(1);
   __m512i x = _mm512_setzero_si512();
   const int thresholds = (1 << stage.derived_bits) - 1;
   for (int t = 0; t < thresholds; ++t) {
     const __m512i threshold = _mm512_set1_epi8(static_cast<char>(stage.derived_thresholds[t]));
-    x = _mm512_mask_add_epi8(x, _mm512_cmpgt_epu8_mask(stream, threshold), x, one);
+    x = _mm512_add_epi8(x, exceeds(stream, threshold));
   }
   return x;
 }
@@ -181,12 +186,8 @@ inline __m512i derive(__m512i stream, const DerivedSteps& steps) {
 inline __m512i derive(__m512i stream, const OutputStage& stage, const DerivedSteps& steps) {
   if (steps.usable) return derive(stream, steps);
   if (stage.derived_bits != 2) return derive(stream, stage);
-  // Without a comparison, for the reason that int2_avx512_vbmi.cpp gives at IndexTables.
   __m512i x = _mm512_setzero_si512();
-  for (const __m512i& threshold : steps.thresholds) {
-    const __m512i exceeds = _mm512_min_epu8(_mm512_subs_epu8(stream, threshold), _mm512_set1_epi8(1));
-    x = _mm512_add_epi8(x, exceeds);
-  }
+  for (const __m512i& threshold : steps.thresholds) x = _mm512_add_epi8(x, exceeds(stream, threshold));
   return x;
 }
 
